@@ -1,0 +1,5 @@
+"""``python -m amortized``: the command line."""
+
+from amortized.cli import main
+
+main()

@@ -1,0 +1,102 @@
+"""The site table: which estimator each latent gets, why, and what a step costs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from amortized.objectives.base import Objective
+from amortized.programs.records import DataPlate, LatentSite, Run
+from amortized.programs.study import size_of
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One latent site of the guide."""
+
+    site: str
+    distribution: str
+    estimator: str
+    why: str
+    copies: int
+    plates: str
+    kl: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """One row a latent site, and the evaluations that one step costs; printed as a table."""
+
+    rows: list[SiteRow]
+    objective: str
+    model_evaluations: int
+    guide_evaluations: int
+    data: str
+
+    def __str__(self) -> str:
+        """The table as plain text, 120 columns at most."""
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        heads = ("site", "distribution", "estimator", "why", "copies", "plates", "KL")
+        for head in heads:
+            table.add_column(head, justify="right" if head == "copies" else "left")
+        for row in self.rows:
+            table.add_row(
+                row.site,
+                row.distribution,
+                row.estimator,
+                row.why,
+                str(row.copies),
+                row.plates,
+                row.kl,
+            )
+        text = io.StringIO()
+        Console(file=text, width=120, color_system=None).print(table)
+        body = "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return (
+            f"{body.rstrip()}\n\nobjective {self.objective} · {self.data} · one step evaluates the "
+            f"guide {self.guide_evaluations} and the model {self.model_evaluations} times a datum"
+        )
+
+
+def describe_run(
+    run: Run, objective: Objective, reasons: Mapping[str, str], data: DataPlate
+) -> Description:
+    """The description of a finished run."""
+    rows = [_row(latent, run, reasons) for latent in run.latents]
+    size = size_of(run.model, data.name)
+    named = "no data plate: numbers are totals" if size is None else f"{size} data in {data.name!r}"
+    return Description(
+        rows=rows,
+        objective=repr(objective),
+        model_evaluations=_evaluations(run, in_model=True),
+        guide_evaluations=_evaluations(run, in_model=False),
+        data=named,
+    )
+
+
+def _row(latent: LatentSite, run: Run, reasons: Mapping[str, str]) -> SiteRow:
+    plates = ", ".join(run.guide[latent.name].sizes) or "-"
+    return SiteRow(
+        site=latent.name,
+        distribution=latent.draw.site.family,
+        estimator=repr(latent.estimator),
+        why=reasons.get(latent.name, "fixed by the guide"),
+        copies=latent.draw.copies,
+        plates=plates,
+        kl=run.kl_notes.get(latent.name, "sampled"),
+    )
+
+
+def _evaluations(run: Run, in_model: bool) -> int:
+    """The largest number of left-dim elements of a term: how often its statement is evaluated."""
+    counts = [1]
+    for term in run.terms:
+        if term.in_model == in_model:
+            left = term.value.shape[: max(0, term.value.dim() - run.layout.nesting)]
+            counts.append(left.numel())
+    return max(counts)

@@ -1,0 +1,24 @@
+"""Every error that a user can meet: one class for each kind of mistake.
+
+A message says *where* (site, plates), *what was found*, *what was expected* and *what to do*.
+"""
+
+
+class AmortizedError(Exception):
+    """Base class of all errors raised on purpose by this package."""
+
+
+class ProgramError(AmortizedError):
+    """The model or the guide is wrong: names, plates, shapes, erased axes."""
+
+
+class EstimatorError(AmortizedError):
+    """An estimator cannot serve a site, or a mapping of estimators is wrong."""
+
+
+class UsageError(AmortizedError):
+    """A call, an option or a data set is wrong."""
+
+
+class NonFiniteError(AmortizedError):
+    """A loss or a gradient is NaN or infinite."""

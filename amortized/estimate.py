@@ -1,0 +1,123 @@
+"""What one evaluation of the objective gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from amortized.programs.records import DataPlate, Run, Term
+from amortized.programs.study import size_of
+from amortized.surrogate import expectation
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """One evaluation of the objective, in nats, summed over data with the program's scales.
+
+    ``loss`` is minus the bound; its gradient is the estimate. The parts are computed on demand,
+    detached: ``elbo = reconstruction - kl``.
+    """
+
+    loss: Tensor
+    run: Run
+    data: DataPlate
+
+    @property
+    def elbo(self) -> Tensor:
+        """The value of the bound."""
+        return -self.loss.detach()
+
+    @cached_property
+    def reconstruction(self) -> Tensor:
+        """The expected log-probability of what was observed, factors included."""
+        return self.elbo + self.kl
+
+    @cached_property
+    def kl(self) -> Tensor:
+        """E[log q - log p] over all latents, auxiliary ones included."""
+        parts = list(self.kl_per_site.values())
+        return torch.stack(parts).sum() if parts else torch.zeros_like(self.elbo)
+
+    @cached_property
+    def kl_per_site(self) -> dict[str, Tensor]:
+        """E[log q - log p] of each latent of the guide."""
+        found: dict[str, Tensor] = {}
+        for term in self.run.terms:
+            if term.role != "likelihood":
+                share = -expectation(term, self.run)
+                found[term.name] = found[term.name] + share if term.name in found else share
+        return found
+
+    @property
+    def data_plate(self) -> str | None:
+        """The plate whose elements are data points, if there is one."""
+        return self.data.name
+
+    @property
+    def data_size(self) -> int | None:
+        """How many data points the loss stands for; None: no data plate, the loss is a total."""
+        return size_of(self.run.model, self.data.name)
+
+    def non_finite_report(self) -> str:
+        """One sentence naming the sites whose terms are NaN or infinite."""
+        bad = [_where(t) for t in self.run.terms if not bool(t.value.isfinite().all())]
+        places = ", ".join(bad) if bad else "no single term (their sum overflows)"
+        return (
+            f"the loss is {self.loss.item()}: non-finite log-probability at {places}; lower the "
+            "learning rate, clip gradients, use softplus instead of exp for scales, or check "
+            "the data"
+        )
+
+
+def _where(term: Term) -> str:
+    return f"site {term.name!r} of the {'model' if term.in_model else 'guide'}"
+
+
+@dataclass(frozen=True, eq=False)
+class LogWeights:
+    """log p and log q of plain draws, in nats.
+
+    Shapes: ``[particles, data]`` if ``per_datum``, else ``[particles]``. Subsampling of the data
+    plate is not scaled up per datum.
+    """
+
+    log_joint: Tensor
+    log_guide: Tensor
+    log_likelihood: Tensor
+    per_datum: bool
+
+
+def log_weights_of(run: Run, data: DataPlate) -> LogWeights:
+    """Sum a run's terms per particle and, if every term is in the data plate, per datum."""
+    per_datum = data.name is not None and all(
+        data.name in {name for name, _ in term.plates} for term in run.terms
+    )
+    sums = [
+        _sum(run, [t for t in run.terms if t.role in roles], data.name if per_datum else None)
+        for roles in (("likelihood", "prior"), ("guide",), ("likelihood",))
+    ]
+    return LogWeights(sums[0], -sums[1], sums[2], per_datum)
+
+
+def _sum(run: Run, terms: list[Term], plate: str | None) -> Tensor:
+    """The sum of terms, shape ``[particles]`` or ``[particles, data]``."""
+    layout = run.layout
+    rows = layout.num_particles
+    total: Tensor | float = 0.0
+    for term in terms:
+        value = term.value
+        value = value.reshape((1,) * max(0, -layout.particle_dim - value.dim()) + value.shape)
+        dims = dict(term.plates)
+        if plate is None:
+            value = value.expand(rows, *value.shape[1:]).reshape(rows, -1).sum(-1)
+        else:
+            record = run.model.get(term.name) if term.in_model else run.guide[term.name]
+            size, full = record.sizes[plate] if record is not None else (1, 1)
+            others = [d for d in range(-layout.nesting, 0) if d != dims[plate]]
+            value = value.sum(others, keepdim=True) if others else value
+            value = value.expand(rows, *value.shape[1:]).reshape(rows, size) * (size / full)
+        total = total + value
+    return torch.as_tensor(total)

@@ -1,0 +1,1 @@
+"""How one latent site is differentiated: one family of estimators a file."""

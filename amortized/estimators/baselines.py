@@ -1,0 +1,229 @@
+"""Baselines of the score function: what a draw was expected to earn.
+
+A baseline may depend on the data, on earlier sites and on *other* draws, never on the draw that
+it is subtracted from: that is what keeps the score function unbiased. Costs are per datum, the
+subsampling factor divided out, so that targets do not grow with N / B.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from amortized.errors import UsageError
+from amortized.estimators.base import Cost, Draw, Site, base_of
+
+
+class Baseline(nn.Module, ABC):
+    """A prediction of a site's downstream cost that does not see the site's own draw."""
+
+    label: str = ""
+
+    @abstractmethod
+    def forward(self, draw: Draw, cost: Cost) -> Tensor:
+        """The prediction, broadcastable to ``cost.copies`` (nats per datum, detached)."""
+
+    def copies(self, site: Site) -> int:
+        """How many draws of the site are needed."""
+        return 1
+
+    def refusal(self, site: Site, copies: int) -> str | None:
+        """Why the site cannot be served with that many copies, or None."""
+        return None
+
+    def regression(self, predicted: Tensor, cost: Tensor) -> Tensor | None:
+        """A term of value zero that trains the baseline's own parameters, or None."""
+        return None
+
+    def update(self, cost: Tensor) -> None:
+        """Move the baseline's state, after use."""
+        return None
+
+
+class Constant(Baseline):
+    """A fixed number of nats.
+
+    Unbiased for every value; the best one is problem dependent.
+
+    >>> Constant(-90.0)
+    Constant(-90.0)
+    """
+
+    label = "constant"
+
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.value = float(value)
+
+    def forward(self, draw: Draw, cost: Cost) -> Tensor:
+        """The constant, as a 0-d tensor."""
+        return cost.copies.new_full((), self.value)
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"Constant({self.value})"
+
+
+class MovingAverage(Baseline):
+    r"""An exponential moving average of past costs, used before it is updated.
+
+    .. math:: b \leftarrow \rho\, b + (1 - \rho)\, \bar f
+
+    One number per site, in nats per datum, averaged over the plate, so it does not store the
+    shape of a minibatch. Unbiased because the average holds past costs only.
+
+    Args:
+        decay: rho, between 0 and 1.
+
+    Raises:
+        UsageError: ``decay`` outside [0, 1).
+
+    Mnih & Gregor 2014 (1402.0030), Ranganath et al. 2014 (1401.0118).
+
+    >>> MovingAverage(decay=0.95)
+    MovingAverage(decay=0.95)
+    """
+
+    label = "moving average"
+    average: Tensor
+
+    def __init__(self, decay: float = 0.9) -> None:
+        super().__init__()
+        if not 0.0 <= decay < 1.0:
+            raise UsageError(f"MovingAverage(decay={decay}): expected 0 <= decay < 1")
+        self.decay = decay
+        self.register_buffer("average", torch.zeros(()))
+
+    def forward(self, draw: Draw, cost: Cost) -> Tensor:
+        """The average so far (0 before the first update)."""
+        return self.average.to(cost.copies.dtype).clone()
+
+    @torch.no_grad()
+    def update(self, cost: Tensor) -> None:
+        """Move the average towards the mean cost, in place."""
+        mean = cost.mean().to(self.average.dtype)
+        self.average.mul_(self.decay).add_(mean, alpha=1.0 - self.decay)
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"MovingAverage(decay={self.decay})"
+
+
+class LeaveOneOut(Baseline):
+    r"""The mean cost of the other draws: of the site's own samples, else of the particles.
+
+    .. math:: b_k = \frac{1}{K - 1} \sum_{j \ne k} f_j
+
+    Unbiased because draws are independent; no state. The gradient is zero, draw by draw, when the
+    cost is constant, hence at q = posterior. With one particle and no ``num_samples`` the site
+    draws two samples of its own; with several particles the baseline is over them and costs
+    nothing.
+
+    Kool et al. 2019 ("Buy 4 REINFORCE samples"); Salimans & Knowles 2014 (1401.1022).
+
+    >>> LeaveOneOut()
+    LeaveOneOut()
+    """
+
+    label = "leave one out"
+
+    def copies(self, site: Site) -> int:
+        """Two draws of its own, unless there are particles to compare with."""
+        return 1 if site.num_particles > 1 else 2
+
+    def refusal(self, site: Site, copies: int) -> str | None:
+        """At least two draws in all."""
+        if copies > 1 or site.num_particles > 1:
+            return None
+        return (
+            "a leave-one-out baseline needs at least two draws, and there is one sample of one "
+            "particle; use ScoreFunction(LeaveOneOut(), num_samples=2) or ELBO(num_particles=2)"
+        )
+
+    def forward(self, draw: Draw, cost: Cost) -> Tensor:
+        """The mean over the other draws, shape of ``cost.copies``."""
+        if draw.axis is None:
+            return cost.copies if cost.peers is None else cost.peers
+        return mean_of_others(cost.copies, draw.axis)
+
+
+def mean_of_others(cost: Tensor, dim: int) -> Tensor:
+    """For each entry of a dim, the mean of the other entries; the entry itself if it is alone.
+
+    >>> mean_of_others(torch.tensor([1.0, 2.0, 6.0]), -1)
+    tensor([4.0000, 3.5000, 1.5000])
+    """
+    count = cost.shape[dim] if cost.dim() >= -dim else 1
+    if count == 1:
+        return cost
+    return (cost.sum(dim, keepdim=True) - cost) / (count - 1)
+
+
+class NeuralBaseline(Baseline):
+    r"""A network's prediction of the cost, trained on the squared error (NVIL).
+
+    .. math:: b = C_\psi(u), \qquad \psi \text{ minimizes } (f - C_\psi(u))^2
+
+    ``u`` is what the draw may depend on: by default the parameters of the site's distribution
+    (functions of the data and of earlier sites), detached; or the tensor given at the site as
+    ``infer={"baseline_input": tensor}``, of shape ``[*plates, features]``. The network gets no
+    gradient from the objective, and the objective none from the network's loss. Unbiased.
+
+    Args:
+        network: maps ``[*plates, features]`` to ``[*plates, 1]``; None builds one hidden layer.
+        hidden: width of the hidden layer of the default network.
+
+    Mnih & Gregor 2014 (1402.0030).
+
+    >>> NeuralBaseline(hidden=16).label
+    'neural'
+    """
+
+    label = "neural"
+
+    def __init__(self, network: nn.Module | None = None, *, hidden: int = 64) -> None:
+        super().__init__()
+        self.network = network or nn.Sequential(
+            nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, draw: Draw, cost: Cost) -> Tensor:
+        """The prediction, shape ``[*left]`` without event dims."""
+        site = draw.site
+        features = features_of(site.law) if site.inputs is None else site.inputs.detach()
+        return self.network(features.to(cost.copies.dtype)).squeeze(-1)
+
+    def regression(self, predicted: Tensor, cost: Tensor) -> Tensor:
+        """Minus the squared error, shifted to value zero."""
+        error = -((cost - predicted) ** 2)
+        return error - error.detach()
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"NeuralBaseline({type(self.network).__name__})"
+
+
+# of several ways to write the same parameter, the one that a network sees
+_REDUNDANT = {"logits": ("probs",), "scale_tril": ("covariance_matrix", "precision_matrix")}
+
+
+def features_of(law: Distribution) -> Tensor:
+    """The parameters of a law as one feature axis, detached: ``[*batch, features]``."""
+    inner, batch = base_of(law), law.batch_shape
+    names = list(inner.arg_constraints)
+    for kept, others in _REDUNDANT.items():
+        if kept in names:
+            names = [n for n in names if n not in others]
+    columns = []
+    for name in names:
+        value = torch.as_tensor(getattr(inner, name)).detach()
+        event_dim = inner.arg_constraints[name].event_dim
+        full = value.expand((*inner.batch_shape, *value.shape[value.dim() - event_dim :]))
+        # an expanded law has batch dims that its base lacks, on the left
+        lacking = max(0, len(batch) - len(inner.batch_shape))
+        full = full.expand((*batch, *full.shape[len(batch) - lacking :]))
+        columns.append(full.reshape(*batch, -1))
+    return torch.cat(columns, -1) if columns else torch.ones(*batch, 1)

@@ -1,0 +1,82 @@
+"""Exact summation over a finite support."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of
+
+# 2 ** 12 joint values of one event: beyond that a sampled estimator is the honest choice
+_MAX_SUPPORT = 4096
+
+
+class Enumerate(Estimator):
+    r"""The site is summed out: every value of its support, weighted by its probability.
+
+    .. math:: \sum_z q_\phi(z)\, f(z) \quad\text{with the weights attached}
+
+    Exact in this site: no bias, no variance, no state. Copies: the size of the support (of the
+    joint support for ``to_event``: 2^D for D bits). Elements of a plate are enumerated in
+    parallel, so no term outside the plate may depend on the site.
+
+    Refuses infinite supports and joint supports above 4096 values.
+
+    >>> Enumerate()
+    Enumerate()
+    """
+
+    label = "enumerate"
+    attached = True
+    joint_copies = False
+    per_particle = False
+
+    def copies(self, site: Site) -> int:
+        """The number of values in the (joint) support."""
+        elements = site.law.event_shape.numel() if _is_product(site.law) else 1
+        return len(_element_support(site.law)) ** elements
+
+    def refusal(self, site: Site) -> str | None:
+        """Only finite supports of a sensible size."""
+        instead = "use am.ScoreFunction(am.LeaveOneOut()) or another sampled estimator"
+        if not getattr(base_of(site.law), "has_enumerate_support", False):
+            return f"{site.family} has no finite support to enumerate; {instead}"
+        try:
+            count = self.copies(site)
+        except NotImplementedError as error:
+            return f"the support of {site.family} cannot be enumerated ({error}); {instead}"
+        if count > _MAX_SUPPORT:
+            return f"the joint support has {count} values (at most {_MAX_SUPPORT}); {instead}"
+        return None
+
+    def draw(self, site: Site, noise: Noise) -> Draw:
+        """All values, shape ``[C, *batch, *event]``."""
+        values = support_of(site.law)
+        return Draw(site, values, len(values)) if len(values) > 1 else Draw(site, values[0])
+
+    def weights(self, draw: Draw) -> Tensor:
+        """q of each value, attached."""
+        return draw.log_prob.exp()
+
+
+def support_of(law: Any) -> Tensor:
+    """The joint support of a finite law, shape ``[C, *batch, *event]``."""
+    values = _element_support(law)
+    if _is_product(law):
+        values = torch.cartesian_prod(*([values] * law.event_shape.numel()))
+    values = values.reshape(-1, *(1,) * len(law.batch_shape), *law.event_shape)
+    return values.expand(-1, *law.batch_shape, *law.event_shape)
+
+
+def _is_product(law: Any) -> bool:
+    """Whether event dims hold several independent elements (``to_event``)."""
+    return len(law.event_shape) > len(base_of(law).event_shape)
+
+
+def _element_support(law: Any) -> Tensor:
+    """The support of one element, shape ``[S, *event of the base]``."""
+    base = base_of(law)
+    values = base.enumerate_support(expand=False)
+    return values.reshape(values.shape[0], *base.event_shape)

@@ -1,0 +1,39 @@
+"""Pathwise gradients: the value is a differentiable function of noise and parameters."""
+
+from __future__ import annotations
+
+from amortized.estimators.base import Draw, Estimator, Noise, Site
+
+
+class Pathwise(Estimator):
+    r"""Reparameterization, explicit or implicit, as the distribution's ``rsample`` offers it.
+
+    .. math:: \nabla_\phi E_q f = E_\varepsilon[\partial_z f \cdot \partial_\phi z(\varepsilon)]
+
+    Unbiased when the cost is differentiable in the value (a branch on the value makes it biased,
+    silently: use `ScoreFunction` there). One copy, no state, all objectives.
+
+    Refuses a distribution without ``rsample`` (`EstimatorError`, before the first step).
+
+    Kingma & Welling 2013 (1312.6114); Rezende et al. 2014 (1401.4082); implicit: Figurnov et al.
+    2018 (1805.08498), Jankowiak & Obermeyer 2018 (1806.01851).
+
+    >>> Pathwise()
+    Pathwise()
+    """
+
+    label = "pathwise"
+    attached = True
+
+    def draw(self, site: Site, noise: Noise) -> Draw:
+        """One reparameterized draw, shape ``[*batch, *event]``."""
+        return Draw(site, noise.rsample(site.law, site=site.name))
+
+    def refusal(self, site: Site) -> str | None:
+        """Only distributions with ``rsample``."""
+        if site.law.has_rsample:
+            return None
+        return (
+            f"{site.family} has no reparameterized draw (has_rsample is False); "
+            "use am.ScoreFunction(am.LeaveOneOut()), or am.Enumerate() if its support is finite"
+        )

@@ -1,0 +1,1 @@
+"""Fits a model and its guide: steps, epochs, validation, early stopping, evaluation."""

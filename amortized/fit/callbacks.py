@@ -1,0 +1,161 @@
+"""What can be hooked into training: callbacks, and early stopping."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+from amortized.errors import UsageError
+from amortized.fit.history import History
+from amortized.fit.parameters import Parameters
+
+
+@dataclass
+class FitState:
+    """What a callback sees and may change.
+
+    ``epoch`` and ``step`` count from 1 within this call of ``fit``. Setting ``stop`` to a short
+    reason ends training after the epoch.
+    """
+
+    parameters: Parameters
+    history: History
+    epoch: int = 0
+    step: int = 0
+    stop: str | None = None
+
+
+class Callback(ABC):  # noqa: B024 - all hooks are optional
+    """Hooks of a call of ``fit``; each does nothing unless overridden."""
+
+    def on_fit_start(self, state: FitState) -> None:  # noqa: B027
+        """Before the first step."""
+
+    def on_train_epoch_start(self, state: FitState) -> None:  # noqa: B027
+        """Before the first batch of an epoch."""
+
+    def on_train_batch_end(self, state: FitState) -> None:  # noqa: B027
+        """After each optimizer step."""
+
+    def on_validation_epoch_end(self, state: FitState) -> None:  # noqa: B027
+        """After each pass over the validation data, before it is recorded."""
+
+    def on_train_epoch_end(self, state: FitState) -> None:  # noqa: B027
+        """After each epoch, validation included: ``state.history`` has it."""
+
+    def on_exception(self, state: FitState, error: BaseException) -> None:  # noqa: B027
+        """An error, or Ctrl-C, ended training."""
+
+    def on_fit_end(self, state: FitState) -> None:  # noqa: B027
+        """After the last step, also of a training that Ctrl-C ended."""
+
+
+@final
+class EarlyStopping(Callback):
+    """Ends training when a number has not improved for ``patience`` checks in a row.
+
+    Args:
+        monitor: a key of the history.
+        patience: checks without improvement until the end.
+        min_delta: an improvement must be larger than this, in nats per data point.
+        mode: ``"min"`` where smaller is better.
+        restore_best: at the end, the parameters of the best check come back.
+
+    Raises:
+        UsageError: a bad argument, or a monitor that training does not record.
+
+    >>> EarlyStopping(patience=3)
+    EarlyStopping(monitor='val_loss', patience=3)
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: Literal["min", "max"] = "min",
+        *,
+        restore_best: bool = True,
+    ) -> None:
+        if patience < 1:
+            raise UsageError(f"EarlyStopping(patience={patience}): expected at least 1")
+        if mode not in ("min", "max"):
+            raise UsageError(f"EarlyStopping(mode={mode!r}): expected 'min' or 'max'")
+        self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
+        self.mode, self.restore_best = mode, restore_best
+        self.best, self.best_epoch, self.waited = math.inf, 0, 0
+        self._weights: dict[str, Any] | None = None
+
+    def on_fit_start(self, state: FitState) -> None:
+        """Forgets an earlier training."""
+        self.best, self.best_epoch, self.waited = math.inf, 0, 0
+        self._weights = None
+
+    def on_train_epoch_end(self, state: FitState) -> None:
+        """Compares with the best so far."""
+        value = state.history.last().get(self.monitor)
+        if value is None:
+            raise UsageError(self._missing(state.history))
+        if math.isnan(value):  # an epoch without this check
+            return
+        value = value if self.mode == "min" else -value
+        if value < self.best - self.min_delta:
+            self.best, self.best_epoch, self.waited = value, state.epoch, 0
+            self._weights = state.parameters.snapshot() if self.restore_best else None
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            state.stop = "early stopped"
+
+    def on_fit_end(self, state: FitState) -> None:
+        """Brings the best parameters back, if asked."""
+        if self._weights is not None and self.best_epoch < state.epoch:
+            state.parameters.restore(self._weights)
+        self._weights = None
+
+    def _missing(self, history: History) -> str:
+        if self.monitor.startswith("val_") and "val_loss" not in history:
+            return (
+                f"EarlyStopping watches {self.monitor!r}, but fit was given no validation data: "
+                "pass val=..., or watch monitor='train_loss'"
+            )
+        return f"EarlyStopping watches {self.monitor!r}; recorded are {', '.join(sorted(history))}"
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"EarlyStopping(monitor={self.monitor!r}, patience={self.patience})"
+
+
+@final
+class EachEpoch(Callback):
+    """A plain callable, called with the state after each epoch."""
+
+    def __init__(self, function: Callable[[FitState], Any]) -> None:
+        self.function = function
+
+    def on_train_epoch_end(self, state: FitState) -> None:
+        """Calls it."""
+        self.function(state)
+
+
+def as_callbacks(callbacks: Iterable[Callback | Callable[[FitState], Any]]) -> list[Callback]:
+    """Callbacks as they are, other callables once an epoch.
+
+    Raises:
+        UsageError: something that is neither.
+    """
+    found: list[Callback] = []
+    for callback in callbacks:
+        if isinstance(callback, Callback):
+            found.append(callback)
+        elif callable(callback) and not isinstance(callback, type):
+            found.append(EachEpoch(callback))
+        else:
+            raise UsageError(
+                f"callbacks: found {callback!r}; expected am.EarlyStopping(...) and the like, or a "
+                "function that is called with the state after each epoch"
+            )
+    return found

@@ -1,0 +1,212 @@
+"""Data of every common kind as batches: tensors are sliced by index, a DataLoader is left alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from amortized.errors import UsageError
+
+
+class Batches(ABC):
+    """A data set that can be passed over in batches, again and again.
+
+    Attributes:
+        size: data points in one pass, or None where nobody knows.
+        num_batches: batches in one pass, or None where nobody knows.
+    """
+
+    size: int | None
+    num_batches: int | None
+
+    @abstractmethod
+    def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
+        """One pass; shuffled by ``generator``, in order without one."""
+
+
+@final
+class TensorBatches(Batches):
+    """Tensors in memory, sliced: no collation of single items (16 times faster on 64 columns)."""
+
+    def __init__(self, tree: Any, batch_size: int) -> None:
+        lengths = {name: _length(name, tensor) for name, tensor in _leaves(tree)}
+        if len(set(lengths.values())) > 1:
+            sizes = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+            raise UsageError(
+                f"data of unequal lengths: {sizes}; the first dim of each tensor counts data points"
+            )
+        self.tree = tree
+        self.batch_size = batch_size
+        self.size = next(iter(lengths.values()))
+        if self.size == 0:
+            raise UsageError("the data set is empty: expected at least one data point")
+        self.num_batches = -(-self.size // batch_size)
+
+    def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
+        """Batches of ``batch_size``; the last may be shorter and is never dropped."""
+        size = cast(int, self.size)
+        order = None if generator is None else torch.randperm(size, generator=generator)
+        for start in range(0, size, self.batch_size):
+            stop = start + self.batch_size
+            rows = slice(start, stop) if order is None else order[start:stop]
+            yield map_tensors(lambda tensor, rows=rows: tensor[rows], self.tree)
+
+
+@final
+class LoaderBatches(Batches):
+    """The user's DataLoader, as it is."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+        # Of the sampler, which may see only a part of the data set.
+        self.size = _len(loader.sampler)
+        self.num_batches = _len(loader)
+
+    def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
+        """The loader's own batches: its size and its shuffling are its own affair."""
+        found = False
+        for batch in self.loader:
+            found = True
+            yield map_tensors(lambda tensor: tensor, batch)
+        if not found:
+            raise UsageError("the DataLoader gave no batch: expected at least one in every pass")
+
+
+@final
+class DatasetBatches(Batches):
+    """A map-style Dataset, through a DataLoader of our own whose order comes from our generator."""
+
+    def __init__(self, dataset: Dataset[Any], batch_size: int) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.size = _len(dataset)
+        if not self.size:
+            raise UsageError("the data set is empty or has no length: expected a map-style Dataset")
+        self.num_batches = -(-self.size // batch_size)
+
+    def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
+        """Batches of ``batch_size``; the last may be shorter and is never dropped."""
+        # A loader draws a seed from the global stream at each pass unless it has a generator.
+        loader = DataLoader(
+            self.dataset,
+            self.batch_size,
+            shuffle=generator is not None,
+            generator=torch.Generator() if generator is None else generator,
+        )
+        for batch in loader:
+            yield map_tensors(lambda tensor: tensor, batch)
+
+
+@final
+class NoArguments(Batches):
+    """A program without arguments: one empty batch a pass."""
+
+    def __init__(self) -> None:
+        self.size = None
+        self.num_batches = 1
+
+    def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
+        """The empty batch."""
+        yield ()
+
+
+def as_batches(data: Any, batch_size: int = 128) -> Batches:
+    """Data of any common kind, as batches.
+
+    A tensor, a numpy array, a tuple or dict of those, and a ``TensorDataset`` are sliced. Another
+    ``Dataset`` is collated by a DataLoader. A DataLoader keeps its own batch size and order.
+    Floating numpy arrays take torch's default dtype. ``()`` is for programs without arguments.
+
+    Raises:
+        UsageError: data of another kind, empty, of unequal lengths, or ``batch_size`` below 1.
+
+    >>> batches = as_batches({"x": torch.arange(5.0), "y": torch.zeros(5, 2)}, batch_size=3)
+    >>> [tuple(batch["y"].shape) for batch in batches.epoch()], batches.size
+    ([(3, 2), (2, 2)], 5)
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: expected at least 1")
+    if isinstance(data, Batches):
+        return data
+    if isinstance(data, DataLoader):
+        return LoaderBatches(data)
+    if isinstance(data, Subset) and isinstance(data.dataset, TensorDataset):
+        rows = torch.as_tensor(data.indices)
+        return TensorBatches(tuple(t[rows] for t in data.dataset.tensors), batch_size)
+    if isinstance(data, TensorDataset):
+        return TensorBatches(data.tensors, batch_size)
+    if isinstance(data, IterableDataset):
+        return LoaderBatches(DataLoader(data, batch_size))
+    if isinstance(data, Dataset):
+        return DatasetBatches(data, batch_size)
+    if isinstance(data, tuple | list | dict) and not data:
+        return NoArguments()
+    return TensorBatches(_as_tensors(data), batch_size)
+
+
+def batch_length(batch: Any) -> int:
+    """The number of data points in a batch: the first dim of its first tensor, or 1."""
+    for _, tensor in _leaves(batch):
+        if tensor.ndim:
+            return tensor.shape[0]
+    return 1
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The tree with ``function`` applied to its tensors; lists become tuples."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return tuple(map_tensors(function, value) for value in tree)
+    return tree
+
+
+def _leaves(tree: Any, name: str = "data") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{name}[{key!r}]")
+    elif isinstance(tree, tuple | list):
+        for index, value in enumerate(tree):
+            yield from _leaves(value, f"{name}[{index}]")
+
+
+def _as_tensors(data: Any, name: str = "data") -> Any:
+    if isinstance(data, Tensor):
+        return data
+    if isinstance(data, np.ndarray) and data.dtype.kind in "fiub":
+        # A copy where torch could only borrow with a warning or not at all.
+        array = np.require(data, requirements=["C", "W"])
+        floating = torch.get_default_dtype() if array.dtype.kind == "f" else None
+        return torch.as_tensor(array, dtype=floating)
+    if isinstance(data, Mapping):
+        return {key: _as_tensors(value, f"{name}[{key!r}]") for key, value in data.items()}
+    if isinstance(data, tuple | list):
+        return tuple(_as_tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
+    raise UsageError(
+        f"{name}: found {type(data).__name__}; expected a tensor, a numeric numpy array, a tuple "
+        "or dict of those, a Dataset or a DataLoader"
+    )
+
+
+def _length(name: str, tensor: Tensor) -> int:
+    if tensor.ndim == 0:
+        raise UsageError(f"{name} is a single number: expected data points along the first dim")
+    return tensor.shape[0]
+
+
+def _len(sized: Any) -> int | None:
+    """The length, where there is one: loaders over streams raise TypeError."""
+    try:
+        return len(sized)
+    except TypeError:
+        return None

@@ -1,0 +1,109 @@
+"""One torch optimizer over named groups of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import torch
+from pyro.optim.optim import PyroOptim
+from torch import Tensor
+
+from amortized.errors import ProgramError, UsageError
+from amortized.fit.parameters import GROUPS
+
+OptimizerFactory = Callable[..., Any]
+LearningRate = float | Mapping[str, float] | None
+DEFAULT_LR = 1e-3
+
+
+@final
+class GroupedOptimizer:
+    """Built at the first step, when lazy parameters exist; takes in those that come later.
+
+    Args:
+        factory: called with a list of torch's parameter groups, each with its ``name``.
+        lr: one learning rate, or one each for some of ``"model"``, ``"guide"``, ``"estimators"``
+            (the others get 1e-3); None leaves it to the factory.
+    """
+
+    def __init__(self, factory: OptimizerFactory, lr: LearningRate) -> None:
+        if isinstance(factory, PyroOptim | torch.optim.Optimizer) or not callable(factory):
+            raise UsageError(
+                f"optimizer={type(factory).__name__}(...): expected a torch optimizer class, or a "
+                "callable that makes one from parameter groups, such as "
+                "functools.partial(torch.optim.SGD, momentum=0.9)"
+            )
+        self.factory = factory
+        self.lr = _learning_rates(lr)
+        self.torch_optimizer: torch.optim.Optimizer | None = None
+        self._known: set[int] = set()
+
+    def sync(self, groups: Mapping[str, list[Tensor]]) -> None:
+        """Builds the optimizer, or adds the parameters that it does not know yet."""
+        fresh = {
+            name: [leaf for leaf in leaves if id(leaf) not in self._known]
+            for name, leaves in groups.items()
+        }
+        parts = [self._group(name, leaves) for name, leaves in fresh.items() if leaves]
+        self._known |= {id(leaf) for leaves in fresh.values() for leaf in leaves}
+        if self.torch_optimizer is None:
+            self.torch_optimizer = self._build(parts)
+            return
+        for part in parts:
+            self.torch_optimizer.add_param_group(part)
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the last step."""
+        self._built().zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Moves the parameters by their gradients."""
+        self._built().step()
+
+    def _group(self, name: str, leaves: list[Tensor]) -> dict[str, Any]:
+        rate = {} if self.lr is None else {"lr": self.lr[name]}
+        return {"params": leaves, "name": name, **rate}
+
+    def _build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if not groups:
+            raise ProgramError(
+                "nothing to train: neither model nor guide has a parameter; use nn.Parameter or "
+                "PyroParam in a module, or pyro.param or pyro.module in a function"
+            )
+        options: dict[str, Any] = {}
+        if self.factory is torch.optim.Adam:
+            options["fused"] = _can_fuse(leaf for group in groups for leaf in group["params"])
+        built = self.factory(groups, **options)
+        if not isinstance(built, torch.optim.Optimizer):
+            raise UsageError(
+                f"optimizer made a {type(built).__name__}: expected a torch.optim.Optimizer"
+            )
+        return built
+
+    def _built(self) -> torch.optim.Optimizer:
+        if self.torch_optimizer is None:
+            raise UsageError("the optimizer is made at the first step: none was taken yet")
+        return self.torch_optimizer
+
+
+def _learning_rates(lr: LearningRate) -> dict[str, float] | None:
+    if lr is None:
+        return None
+    if not isinstance(lr, Mapping):
+        rates = {name: float(lr) for name in GROUPS}
+    else:
+        unknown = sorted(set(lr) - set(GROUPS))
+        if unknown:
+            raise UsageError(f"lr: no group {unknown[0]!r}; the groups are {', '.join(GROUPS)}")
+        rates = {name: float(lr.get(name, DEFAULT_LR)) for name in GROUPS}
+    for name, rate in rates.items():
+        if not rate >= 0:
+            raise UsageError(f"lr={rate} for {name}: expected a number of at least 0")
+    return rates
+
+
+def _can_fuse(leaves: Iterable[Tensor]) -> bool:
+    """Fused Adam wants floating parameters on one kind of device; it is 5 times faster there."""
+    kinds = {(leaf.device.type, leaf.is_floating_point()) for leaf in leaves}
+    return kinds in ({("cpu", True)}, {("cuda", True)})

@@ -1,0 +1,162 @@
+"""The progress line: live in a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import final
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from amortized.fit.history import History
+
+# Seconds between two redraws of the live line, and between two plain lines.
+_REDRAW = 0.1
+_PLAIN = 10.0
+
+
+class Reporter(ABC):
+    """Shows how training goes."""
+
+    @abstractmethod
+    def batch(self, epoch: int, rows: int) -> None:
+        """A step on ``rows`` data points was taken."""
+
+    @abstractmethod
+    def epoch(self, history: History) -> None:
+        """An epoch was recorded."""
+
+    @abstractmethod
+    def close(self, history: History) -> None:
+        """Training ended."""
+
+
+@final
+class Silent(Reporter):
+    """Shows nothing."""
+
+    def batch(self, epoch: int, rows: int) -> None:
+        """Nothing."""
+
+    def epoch(self, history: History) -> None:
+        """Nothing."""
+
+    def close(self, history: History) -> None:
+        """Nothing."""
+
+
+@final
+class Plain(Reporter):
+    """One plain line for the first epoch, then one every ten seconds, and one for the last."""
+
+    def __init__(self, console: Console, total: str) -> None:
+        self.console = console
+        self.total = total
+        self._speed = _Speed()
+        self._printed_at, self._printed_epoch = 0.0, 0
+
+    def batch(self, epoch: int, rows: int) -> None:
+        """Counts."""
+        self._speed.add(rows)
+
+    def epoch(self, history: History) -> None:
+        """Prints when it is time."""
+        if history.epochs == 1 or time.monotonic() - self._printed_at > _PLAIN:
+            self._print(history)
+
+    def close(self, history: History) -> None:
+        """Prints the last epoch."""
+        if history.epochs > self._printed_epoch:
+            self._print(history)
+
+    def _print(self, history: History) -> None:
+        text = f"epoch {history.epochs}{self.total}  {summary(history.last(), self._speed())}"
+        self.console.print(text, highlight=False, soft_wrap=True)
+        self._printed_at, self._printed_epoch = time.monotonic(), history.epochs
+
+
+@final
+class Live(Reporter):
+    """One line that is redrawn in place."""
+
+    def __init__(self, console: Console, total: str, steps: int | None) -> None:
+        self.total = total
+        self._speed = _Speed()
+        # Redrawn by us: a refreshing thread would compete with training for the cores.
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[summary]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            auto_refresh=False,
+        )
+        self._task: TaskID = self._progress.add_task("", total=steps, epoch="1" + total, summary="")
+        self._metrics: dict[str, float] = {}
+        self._drawn_at = 0.0
+        self._progress.start()
+
+    def batch(self, epoch: int, rows: int) -> None:
+        """Advances the bar."""
+        self._speed.add(rows)
+        self._progress.advance(self._task)
+        now = time.monotonic()
+        if now - self._drawn_at > _REDRAW:
+            self._drawn_at = now
+            self._draw(epoch)
+
+    def epoch(self, history: History) -> None:
+        """Takes the newest numbers."""
+        self._metrics = history.last()
+
+    def close(self, history: History) -> None:
+        """Leaves the line as it is."""
+        self._metrics = history.last()
+        self._draw(max(1, history.epochs))
+        self._progress.stop()
+
+    def _draw(self, epoch: int) -> None:
+        text = summary(self._metrics, self._speed())
+        self._progress.update(self._task, epoch=f"{epoch}{self.total}", summary=text, refresh=True)
+
+
+@final
+class _Speed:
+    """Data points a second, of the training steps alone and mostly of the recent ones."""
+
+    def __init__(self) -> None:
+        self._rows, self._since = 0, time.monotonic()
+        self._rate: float | None = None
+
+    def add(self, rows: int) -> None:
+        self._rows += rows
+        elapsed = time.monotonic() - self._since
+        if elapsed > 1.0:
+            self._rate, self._rows, self._since = self._rows / elapsed, 0, time.monotonic()
+
+    def __call__(self) -> float:
+        """The newest rate."""
+        elapsed = max(time.monotonic() - self._since, 1e-9)
+        return self._rows / elapsed if self._rate is None else self._rate
+
+
+def reporter(progress: bool, max_epochs: int | None, steps: int | None) -> Reporter:
+    """The reporter that fits the terminal; it writes to standard error."""
+    if not progress:
+        return Silent()
+    console = Console(stderr=True)
+    total = "" if max_epochs is None else f"/{max_epochs}"
+    return Live(console, total, steps) if console.is_terminal else Plain(console, total)
+
+
+def summary(metrics: Mapping[str, float], speed: float) -> str:
+    """Loss per data point, validation bound, KL and speed, in one line.
+
+    >>> summary({"train_loss": 21.5, "val_elbo": -22.25, "kl": 9.0}, 1234.5)
+    'loss 21.50  val ELBO -22.25  KL 9.00  1,234/s'
+    """
+    names = {"train_loss": "loss", "val_elbo": "val ELBO", "kl": "KL"}
+    parts = [f"{label} {metrics[key]:.2f}" for key, label in names.items() if key in metrics]
+    return "  ".join([*parts, f"{speed:,.0f}/s"])

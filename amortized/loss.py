@@ -1,0 +1,243 @@
+"""One loss for every program: a drop-in ``pyro.infer.ELBO`` with an estimator per latent site."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO as PyroELBO
+from pyro.infer.elbo import ELBOModule
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor, nn
+
+from amortized.description import Description, describe_run
+from amortized.errors import UsageError
+from amortized.estimate import Estimate, LogWeights, log_weights_of
+from amortized.estimators.base import Noise, TorchNoise
+from amortized.estimators.choice import Spec
+from amortized.objectives.base import Objective
+from amortized.objectives.elbo import ELBO
+from amortized.programs.batches import as_arguments
+from amortized.programs.records import DataPlate
+from amortized.programs.run import Program
+from amortized.programs.runner import Runner
+from amortized.programs.study import undisturbed
+from amortized.sites import SiteEstimators
+from amortized.surrogate import assemble
+
+# a key may name a site that only some branches reach: look this often before refusing it
+_LOOKS = 8
+
+
+class VariationalLoss(nn.Module, PyroELBO):
+    r"""A variational bound whose gradient is estimated per latent site, as the caller chooses.
+
+    .. math:: \mathcal L(\theta, \phi) = E_{q_\phi}[\log p_\theta(x, z) - \log q_\phi(z \mid x)]
+
+    The loss is minus the bound, in nats, summed over data with the program's own scales (Pyro's
+    convention). It works with ``pyro.infer.SVI``, as ``loss(model, guide)`` with torch optimizers,
+    and under `amortized.SVI`. It is an ``nn.Module``: the state and the parameters of estimators
+    are its own, one copy per site, made when the site is first met; they move in training only.
+
+    Args:
+        objective: what is bounded; default ``ELBO()``.
+        estimators: by site name or glob, tried in that order; or one for all random sites. A site
+            that none matches takes ``infer={"estimator": ...}``, then ``infer={"enumerate": ...}``,
+            then a default for its distribution. An instance is a recipe, copied for each site.
+        max_plate_nesting: at least this many plate dims are reserved (else found by a probe run).
+        vectorize: evaluate copies and particles on extra left dims (fast); False evaluates copy by
+            copy, for programs that cannot broadcast.
+
+    Raises:
+        UsageError: a wrong argument.
+        EstimatorError: a key that matches no site, an estimator that cannot serve its site.
+        ProgramError: names, plates or shapes of the programs do not fit, or copies are mixed.
+
+    Unbiased whenever the estimators are; correct to first order only (do not differentiate twice).
+
+    >>> VariationalLoss(ELBO(num_particles=2), {"z": "pathwise"})
+    VariationalLoss(ELBO(num_particles=2, kl='sample'), {'z': Pathwise()})
+    """
+
+    def __init__(
+        self,
+        objective: Objective | None = None,
+        estimators: Mapping[str, Spec] | Spec | None = None,
+        *,
+        max_plate_nesting: int | None = None,
+        vectorize: bool = True,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.objective = ELBO() if objective is None else objective
+        if not isinstance(self.objective, Objective):
+            raise UsageError(f"objective={objective!r}: expected an objective such as am.ELBO()")
+        PyroELBO.__init__(
+            self, num_particles=self.objective.num_particles, vectorize_particles=vectorize
+        )
+        self.estimators = SiteEstimators(estimators)
+        self.vectorize = vectorize
+        self._runner = Runner(max_plate_nesting or 0)
+        self._checked_keys = False
+
+    def __call__(self, model: Any, guide: Any) -> ELBOModule:
+        """The pair as one module: ``loss(model, guide)(*args)`` is the differentiable loss."""
+        return PyroELBO.__call__(self, model, guide)
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Minus the bound in nats, without gradients; no state moves."""
+        with torch.no_grad():
+            return self.estimate(model, guide, args, kwargs).loss.item()
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Minus the bound as a scalar tensor in nats; its gradient is the estimate."""
+        before = sum(1 for _ in self.parameters())
+        result = self.estimate(model, guide, args, kwargs).loss
+        if sum(1 for _ in self.parameters()) > before:
+            warnings.warn(
+                "estimators made parameters of their own in this call; an optimizer built before "
+                "it does not train them: call loss.warm_up(model, guide, batch) first",
+                stacklevel=2,
+            )
+        return result
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Minus the bound in nats; gradients are added to the parameters' ``.grad``."""
+        estimate = self.estimate(model, guide, args, kwargs)
+        self._announce()
+        if estimate.loss.requires_grad:
+            estimate.loss.backward(retain_graph=self.retain_graph)
+        value = estimate.loss.item()
+        if not math.isfinite(value):
+            warnings.warn(estimate.non_finite_report(), stacklevel=2)
+        return value
+
+    def estimate(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        data: DataPlate | None = None,
+        noise: Noise | None = None,
+    ) -> Estimate:
+        """One evaluation of the objective: the loss and, on demand, its parts.
+
+        Args:
+            model: the generative program.
+            guide: the inference program.
+            args: positional arguments of both.
+            kwargs: named arguments of both.
+            data: the data plate and the size of the data set, if the programs do not say.
+            noise: where randomness comes from; default torch's generator.
+        """
+        source = TorchNoise() if noise is None else noise
+        run, plate = self._runner.run(
+            model,
+            guide,
+            args,
+            kwargs,
+            noise=source,
+            choose=self.estimators.choose,
+            num_particles=self.objective.num_particles,
+            data=data,
+            closed_form=self.objective.analytic_kl,
+        )
+        if not self._checked_keys:
+            self._check_keys(model, guide, args, kwargs, source)
+        assembled = assemble(run)
+        if self.training and torch.is_grad_enabled():
+            for latent, cost in assembled.costs:
+                latent.estimator.update(latent.draw, cost)
+        return Estimate(loss=-assembled.bound, run=run, data=plate)
+
+    def log_weights(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        num_particles: int,
+        data: DataPlate | None = None,
+    ) -> LogWeights:
+        """log p and log q of plain draws, per particle and, where possible, per data point."""
+        run, plate = self._runner.run(
+            model,
+            guide,
+            args,
+            kwargs,
+            noise=TorchNoise(),
+            choose=None,
+            num_particles=num_particles,
+            data=data,
+        )
+        return log_weights_of(run, plate)
+
+    def warm_up(self, model: Program, guide: Program, batch: Any) -> None:
+        """Run the pair once on a batch: makes parameters, estimators' copies, and all checks.
+
+        Leaves random generators and module buffers as they were.
+        """
+        self._dry_run(model, guide, batch)
+
+    def describe(self, model: Program, guide: Program, batch: Any) -> Description:
+        """One row a latent site: its estimator, why, copies, plates; printed as a table."""
+        estimate = self._dry_run(model, guide, batch)
+        return describe_run(estimate.run, self.objective, self.estimators.reasons, estimate.data)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Plain Pyro traces of one run, which the base class asks its children for."""
+        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+    def _dry_run(self, model: Program, guide: Program, batch: Any) -> Estimate:
+        args, kwargs = as_arguments(batch)
+        with undisturbed(model, guide), torch.no_grad():
+            return self.estimate(model, guide, args, kwargs)
+
+    def _check_keys(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        noise: Noise,
+    ) -> None:
+        """Refuse a key that matches no site; a branch not taken yet gets a few more looks."""
+        recipes = self.estimators.recipes
+        with undisturbed(model, guide):
+            for _ in range(_LOOKS):
+                if not recipes.unmatched(self._runner.sites):
+                    break
+                torch.rand(1)
+                self._runner.look(model, guide, args, kwargs, noise)
+        recipes.refuse_unmatched(self._runner.sites)
+        self._checked_keys = True
+
+    def _announce(self) -> None:
+        """Let Pyro's SVI see the estimators' own parameters, under a name that is only theirs."""
+        if next(self.parameters(), None) is None:
+            return
+        store, number = pyro.get_param_store(), 0
+        while True:
+            name = f"amortized{number or ''}"
+            taken = (f"{name}$$${key}" for key, _ in self.named_parameters())
+            theirs = dict(zip(taken, self.parameters(), strict=True))
+            if all(key not in store or store[key] is value for key, value in theirs.items()):
+                break
+            number += 1
+        pyro.module(name, self)
+
+    def extra_repr(self) -> str:
+        """What was asked for."""
+        return f"{self.objective!r}, {self.estimators.recipes.by_pattern!r}"
+
+    def __repr__(self) -> str:
+        """One line, without the per-site copies."""
+        return f"VariationalLoss({self.extra_repr()})"

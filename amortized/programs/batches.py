@@ -1,0 +1,42 @@
+"""One batch object everywhere: how it becomes the arguments of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def as_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments: a tensor is one, a tuple or list many, a dict named.
+
+    >>> as_arguments((1, 2)), as_arguments({"x": 3}), as_arguments(4)
+    (((1, 2), {}), ((), {'x': 3}), ((4,), {}))
+    """
+    if isinstance(batch, tuple | list):
+        return tuple(batch), {}
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (batch,), {}
+
+
+def signature_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A hashable key of everything that shapes a run: tensor shapes and dtypes, flags, strings.
+
+    Numbers count by type only, so that an annealed float or a step counter is no new signature.
+    """
+    return (*map(_key, args), *((name, _key(kwargs[name])) for name in sorted(kwargs)))
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, Tensor | np.ndarray):
+        return (tuple(value.shape), str(value.dtype))
+    if isinstance(value, bool | str | None):
+        return value
+    if isinstance(value, tuple | list):
+        return tuple(map(_key, value))
+    if isinstance(value, Mapping):
+        return tuple((str(k), _key(value[k])) for k in value)
+    return type(value).__name__

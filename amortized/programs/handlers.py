@@ -1,0 +1,269 @@
+"""Two messengers: one lets estimators draw the guide's latents, one replays them in the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from amortized.errors import EstimatorError, ProgramError
+from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of
+from amortized.estimators.pathwise import Pathwise
+from amortized.programs.records import DataPlate, Layout, SiteRecord
+
+# copies of dependent sites multiply: beyond this, one step would rather exhaust the memory
+_MAX_EVALUATIONS = 16384
+
+# what a run without estimators (a probe, importance weights, a replay) records: a plain value
+_PLAIN = Pathwise()
+
+
+class DeeperPlatesError(Exception):
+    """Plates nest deeper than the layout assumed: run again with more room (internal)."""
+
+    def __init__(self, nesting: int) -> None:
+        super().__init__(nesting)
+        self.nesting = nesting
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run needs besides the programs.
+
+    ``choose`` gives a site its estimator; None means one plain draw of every site (probes,
+    importance weights). ``fixed`` gives values instead of draws (replays).
+    """
+
+    layout: Layout
+    noise: Noise
+    choose: Callable[[Site, Mapping[str, Any]], Estimator] | None = None
+    data: DataPlate = DataPlate()
+    fixed: Mapping[str, Tensor] | None = None
+
+
+class GuideHandler(Messenger):
+    """Outermost around the guide: every latent is drawn by its estimator and recorded."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        self.records: dict[str, SiteRecord] = {}
+        self.subsamples: dict[str, Tensor] = {}
+        self.observations: list[str] = []
+        self._drawn: dict[str, tuple[Draw, Estimator]] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            if self.context.fixed is not None and msg["value"] is None:
+                msg["value"] = self.context.fixed.get(msg["name"])
+                msg["done"] = msg["value"] is not None
+            return
+        if msg["is_observed"]:
+            return
+        name = msg["name"]
+        if name in self.records:
+            raise ProgramError(
+                f"site {name!r}: the guide samples it twice; give every site its own name"
+            )
+        _refuse_deeper(msg, self.context.layout)
+        fixed = self.context.fixed
+        law = unmasked(msg["fn"])
+        if fixed is not None and name in fixed:
+            draw, estimator = Draw(Site(name, law), fixed[name]), _PLAIN
+        elif msg["done"]:
+            draw, estimator = Draw(Site(name, law), msg["value"]), _PLAIN
+        else:
+            draw, estimator = self._draw(name, law, msg["infer"] or {})
+        self._drawn[name] = draw, estimator
+        msg["value"], msg["done"] = draw.value, True
+
+    def _draw(self, name: str, law: Any, infer: Mapping[str, Any]) -> tuple[Draw, Estimator]:
+        context, layout = self.context, self.context.layout
+        several = layout.num_particles > 1
+        dim = layout.particle_dim if several else None
+        site = Site(name, law, layout.num_particles, dim, infer.get("baseline_input"))
+        estimator = _PLAIN if context.choose is None else context.choose(site, infer)
+        if several and estimator.per_particle:
+            site = replace(site, law=per_particle(law, layout))
+        if context.choose is None:
+            draw_from = context.noise.rsample if law.has_rsample else context.noise.sample
+            return Draw(site, draw_from(site.law, site=name)), estimator
+        draw = estimator.draw(site, context.noise)
+        return (place(draw, layout) if draw.copies > 1 else draw), estimator
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self.subsamples[msg["name"]] = msg["value"]
+        elif msg["is_observed"]:
+            self._record_observed(msg)
+        else:
+            draw, estimator = self._drawn[msg["name"]]
+            self.records[msg["name"]] = record_of(msg, self.context.data, draw, estimator)
+
+    def _record_observed(self, msg: Any) -> None:
+        if _deterministic(msg):
+            return
+        if type(base_of(msg["fn"])).__name__ == "Unit":  # a factor is a term of log q
+            self.records[msg["name"]] = record_of(msg, self.context.data)
+        else:
+            self.observations.append(msg["name"])
+
+
+class ModelHandler(Messenger):
+    """Outermost around the model: latents take the guide's values, every site is recorded."""
+
+    def __init__(
+        self, context: Context, values: Mapping[str, Tensor], subsamples: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__()
+        self.context = context
+        self.values = values
+        self.subsamples = subsamples
+        self.records: dict[str, SiteRecord] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self._replay_subsample(msg)
+            return
+        if msg["is_observed"]:
+            if msg["name"] in self.values:
+                raise ProgramError(
+                    f"site {msg['name']!r}: the guide samples it, but the model observes it; "
+                    "remove it from the guide, or the obs= from the model"
+                )
+            return
+        if msg["done"]:
+            return
+        _refuse_deeper(msg, self.context.layout)
+        if msg["name"] not in self.values:
+            raise ProgramError(_missing(msg, self.values))
+        msg["value"], msg["done"] = self.values[msg["name"]], True
+
+    def _replay_subsample(self, msg: Any) -> None:
+        ours = self.subsamples.get(msg["name"])
+        if ours is None:
+            return
+        if msg["value"] is None:
+            msg["value"], msg["done"] = ours, True
+        elif not _same_indices(msg["value"], ours):
+            raise ProgramError(
+                f"plate {msg['name']!r}: the model asks for other data (subsample=...) than the "
+                "guide drew its latents for; give the guide the same subsample (autoguides: "
+                "create_plates=, a function that makes the model's plates)"
+            )
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample) or _deterministic(msg):
+            return
+        if msg["name"] in self.records:
+            raise ProgramError(
+                f"site {msg['name']!r}: the model samples it twice; give every site its own name"
+            )
+        self.records[msg["name"]] = record_of(msg, self.context.data)
+
+
+def _deterministic(msg: Any) -> bool:
+    return bool((msg["infer"] or {}).get("_deterministic", False))
+
+
+def _same_indices(theirs: Any, ours: Any) -> bool:
+    if theirs is ours:
+        return True
+    theirs, ours = torch.as_tensor(theirs), torch.as_tensor(ours)
+    return theirs.shape == ours.shape and bool((theirs == ours).all())
+
+
+def _missing(msg: Any, values: Mapping[str, Tensor]) -> str:
+    name = msg["name"]
+    if (msg["infer"] or {}).get("enumerate"):
+        return (
+            f"site {name!r}: the model marks it for enumeration, but exact marginalization in the "
+            "model is not there yet; sample it in the guide and give it am.Enumerate()"
+        )
+    close = get_close_matches(name, sorted(values), 1)
+    hint = f"; did you mean {close[0]!r} in the guide?" if close else ""
+    return (
+        f"site {name!r}: the model samples it, but the guide does not (the guide has "
+        f"{sorted(values)}){hint} Give the guide a pyro.sample({name!r}, ...), or observe it"
+    )
+
+
+def _refuse_deeper(msg: Any, layout: Layout) -> None:
+    depth = max((-f.dim for f in msg["cond_indep_stack"] if f.dim is not None), default=0)
+    if depth > layout.nesting:
+        raise DeeperPlatesError(depth)
+
+
+def per_particle(law: Any, layout: Layout) -> Any:
+    """The law with its own draw for each particle, unless it is deterministic."""
+    if type(base_of(law)).__name__ == "Delta":
+        return law
+    shape = torch.broadcast_shapes(law.batch_shape, (layout.num_particles, *(1,) * layout.nesting))
+    return law if shape == law.batch_shape else law.expand(shape)
+
+
+def place(draw: Draw, layout: Layout) -> Draw:
+    """The draw with its leading copy axis moved to the site's private dim."""
+    axis = layout.allocate(draw.site.name)
+    law = draw.site.law
+    evaluations = draw.copies * math.prod(
+        law.batch_shape[: max(0, len(law.batch_shape) - layout.nesting)]
+    )
+    if evaluations > _MAX_EVALUATIONS:
+        raise EstimatorError(
+            f"site {draw.site.name!r}: with the copies of the sites before it, one step would "
+            f"evaluate it {evaluations} times a datum (at most {_MAX_EVALUATIONS}); copies of "
+            "dependent sites multiply: use am.ScoreFunction(am.LeaveOneOut()) over particles, "
+            "am.ELBO(num_particles=...), for most of them"
+        )
+    ones = (1,) * (-axis - 1 - len(law.batch_shape))
+    value = draw.value.reshape(draw.copies, *ones, *law.batch_shape, *law.event_shape)
+    return Draw(draw.site, value, draw.copies, axis, draw.memory)
+
+
+def unmasked(fn: Any) -> Any:
+    """The law that the value is drawn from: masks remove terms, not randomness."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return unmasked(fn.base_dist)
+    if isinstance(fn, dist.Independent):
+        inner = unmasked(fn.base_dist)
+        if inner is not fn.base_dist:
+            return dist.Independent(inner, fn.reinterpreted_batch_ndims)
+    return fn
+
+
+def record_of(
+    msg: Any, data: DataPlate, draw: Draw | None = None, estimator: Estimator | None = None
+) -> SiteRecord:
+    """The record of a finished sample statement."""
+    scale, plate_scale = msg["scale"], 1.0
+    sizes: dict[str, tuple[int, int]] = {}
+    for frame in msg["cond_indep_stack"]:
+        full = frame.full_size if frame.full_size is not None else frame.size
+        if data.size is not None and frame.name == data.name and full == frame.size:
+            full = data.size
+            scale = scale * (full / frame.size)
+        sizes[frame.name] = (frame.size, full)
+        plate_scale = plate_scale * (full / frame.size)
+    return SiteRecord(
+        name=msg["name"],
+        fn=msg["fn"],
+        value=msg["value"],
+        scale=scale,
+        mask=msg["mask"],
+        plates=frozenset((f.name, f.dim) for f in msg["cond_indep_stack"] if f.dim is not None),
+        sizes=sizes,
+        observed=msg["is_observed"],
+        auxiliary=bool((msg["infer"] or {}).get("is_auxiliary", False)),
+        plate_scale=plate_scale,
+        draw=draw,
+        estimator=estimator,
+    )

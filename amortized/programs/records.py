@@ -1,0 +1,138 @@
+"""What a run of a guide and a model leaves behind: sites, terms, and where axes lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from amortized.errors import EstimatorError
+from amortized.estimators.base import Draw, Estimator
+
+Plates = frozenset[tuple[str, int]]
+"""Vectorized plates, by name and dim: two sequential plates may share a dim."""
+
+Role = Literal["likelihood", "prior", "guide", "kl", "surrogate", "folded"]
+
+# torch tensors have at most 64 dims; leave room for event dims
+_LEFTMOST = -56
+
+
+@dataclass(frozen=True)
+class DataPlate:
+    """The plate whose elements are data points, and how many data there are in all.
+
+    Args:
+        name: the plate's name; None means the sole outermost plate that holds observations.
+        size: the full size of the data set. Where the program's plate declares only the
+            minibatch, its sites are rescaled by ``size / B``, so that global latents count once.
+    """
+
+    name: str | None = None
+    size: int | None = None
+
+
+@dataclass
+class Layout:
+    """Where axes lie, counted from the right of a batch shape.
+
+    ``-1 .. -nesting`` are the plates, then one dim for the particles, then one private dim for
+    each site that is evaluated on several copies, in guide order.
+    """
+
+    nesting: int
+    num_particles: int = 1
+    axes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def particle_dim(self) -> int:
+        """The dim of the particles."""
+        return -self.nesting - 1
+
+    def allocate(self, site: str) -> int:
+        """A fresh private dim for a site.
+
+        Raises:
+            EstimatorError: more private dims than a tensor can have.
+        """
+        dim = self.particle_dim - 1 - len(self.axes)
+        if dim < _LEFTMOST:
+            raise EstimatorError(
+                f"site {site!r}: more than {len(self.axes)} sites are evaluated on several copies, "
+                "and a tensor has no dim left; give most of them one sample, e.g. "
+                "ScoreFunction(MovingAverage()), or use particles"
+            )
+        self.axes[site] = dim
+        return dim
+
+
+@dataclass(frozen=True, eq=False)
+class SiteRecord:
+    """A sample statement as it was executed, and what an estimator drew there."""
+
+    name: str
+    fn: Any
+    value: Tensor
+    scale: Any
+    mask: Any
+    plates: Plates
+    sizes: dict[str, tuple[int, int]]
+    """name -> (size, full size) of each plate, vectorized or not, outermost first."""
+    observed: bool
+    auxiliary: bool
+    plate_scale: float
+    """Product of full size / size over the plates: what subsampling contributes to ``scale``."""
+    draw: Draw | None = None
+    estimator: Estimator | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One summand of the objective: log p of a model site, -log q of a guide site, -KL, ...
+
+    ``value`` has shape ``[private axes..., particles?, plates...]``, scaled and masked.
+    """
+
+    name: str
+    role: Role
+    value: Tensor
+    plates: Plates
+    order: int
+    """Position in the model for ``likelihood`` and ``prior``, else in the guide."""
+
+    @property
+    def in_model(self) -> bool:
+        """Whether ``order`` counts model sites."""
+        return self.role in ("likelihood", "prior")
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSite:
+    """A latent of the guide in this run, with what its cost is gathered by."""
+
+    draw: Draw
+    estimator: Estimator
+    plates: Plates
+    plate_scale: float
+    order: int
+    first_in_model: float
+    """First model occurrence of this site or of any later guide site (infinite if none)."""
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.draw.site.name
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Everything that one run of the pair says about the objective."""
+
+    terms: list[Term]
+    latents: list[LatentSite]
+    layout: Layout
+    guide: dict[str, SiteRecord]
+    model: dict[str, SiteRecord]
+    subsamples: dict[str, Tensor]
+    kl_notes: dict[str, str]

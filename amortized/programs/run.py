@@ -1,0 +1,112 @@
+"""One run of a guide and its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, cast
+
+from pyro.poutine.guide import GuideMessenger
+from torch import Tensor
+
+from amortized.errors import AmortizedError, ProgramError
+from amortized.programs.handlers import Context, DeeperPlatesError, GuideHandler, ModelHandler
+from amortized.programs.records import Run, SiteRecord
+from amortized.programs.terms import build_terms, latents_of
+
+Program = Callable[..., Any]
+H = TypeVar("H", GuideHandler, ModelHandler)
+
+
+def run_pair(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    context: Context,
+    closed_form: bool = False,
+) -> Run:
+    """Run the guide, replay its values in the model, and collect the terms.
+
+    Raises:
+        ProgramError: names, plates or shapes of the two programs do not fit.
+    """
+    drawn = execute(guide, args, kwargs, GuideHandler(context), context)
+    if drawn.observations and not is_guide_messenger(guide):
+        raise ProgramError(
+            f"site {drawn.observations[0]!r}: the guide observes it; observations belong to the "
+            "model, take obs= out of the guide"
+        )
+    latent = {name: r.value for name, r in drawn.records.items() if not r.observed}
+    replayed = execute(
+        model, args, kwargs, ModelHandler(context, latent, drawn.subsamples), context
+    )
+    _refuse_strangers(drawn.records, replayed.records)
+    terms, notes = build_terms(drawn.records, replayed.records, context.layout, closed_form)
+    return Run(
+        terms=terms,
+        latents=latents_of(drawn.records, replayed.records),
+        layout=context.layout,
+        guide=drawn.records,
+        model=replayed.records,
+        subsamples=drawn.subsamples,
+        kl_notes=notes,
+    )
+
+
+def execute(
+    program: Program,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    handler: H,
+    context: Context,
+) -> H:
+    """Run a program under a handler; explain errors that private axes cause."""
+    try:
+        with cast(AbstractContextManager[Any], handler):
+            program(*args, **kwargs)
+    except (AmortizedError, DeeperPlatesError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        hint = _axes_hint(error, context)
+        if hint is None:
+            raise
+        raise ProgramError(hint) from error
+    return handler
+
+
+def _axes_hint(error: Exception, context: Context) -> str | None:
+    """A sentence about extra left dims, if the run had any."""
+    layout = context.layout
+    if not layout.axes and layout.num_particles == 1:
+        return None
+    causes = [f"site {name!r} (its copies at dim {dim})" for name, dim in layout.axes.items()]
+    if layout.num_particles > 1:
+        causes.append(f"{layout.num_particles} particles (at dim {layout.particle_dim})")
+    return (
+        f"the program failed while {' and '.join(causes)} gave its values extra dims on the left: "
+        f"{type(error).__name__}: {error}. Programs must broadcast over left dims: wrap networks "
+        "that cannot in am.Fold(network), branch on values only at single-sample sites, or "
+        "evaluate copy by copy with VariationalLoss(..., vectorize=False)"
+    )
+
+
+def _refuse_strangers(guide: Mapping[str, SiteRecord], model: Mapping[str, SiteRecord]) -> None:
+    """Raise for a guide site that the model does not have."""
+    for name, record in guide.items():
+        if name not in model and not record.auxiliary and not record.observed:
+            raise ProgramError(
+                f"site {name!r}: the guide samples it, but the model does not (the model has "
+                f"{sorted(model)}); mend the name, or mark it infer={{'is_auxiliary': True}}"
+            )
+
+
+def is_guide_messenger(guide: object) -> bool:
+    """Whether the guide is one of Pyro's guide messengers, which run the model inside."""
+    return isinstance(guide, GuideMessenger)
+
+
+def values_of(run: Run) -> dict[str, Tensor]:
+    """Everything that fixes a run: latent values and plate indices, by name."""
+    latent = {name: r.value for name, r in run.guide.items() if not r.observed}
+    return {**run.subsamples, **latent}

@@ -1,0 +1,112 @@
+"""Runs pairs of programs, and remembers per input signature what must be learned only once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from amortized.estimators.base import Estimator, Noise, Site
+from amortized.programs.batches import signature_of
+from amortized.programs.erasure import refuse_erased_axes
+from amortized.programs.handlers import Context, DeeperPlatesError
+from amortized.programs.records import DataPlate, Layout, Run
+from amortized.programs.run import Program, run_pair
+from amortized.programs.study import Study, identity, modes, probe
+
+Choose = Callable[[Site, Mapping[str, Any]], Estimator]
+
+
+class Runner:
+    """Vectorized runs of a pair, with one probe per signature and one check per structure."""
+
+    def __init__(self, min_nesting: int) -> None:
+        self.min_nesting = min_nesting
+        self.sites: set[str] = set()
+        self._studies: dict[Any, Study] = {}
+        self._structures: set[Any] = set()
+
+    def study(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        noise: Noise,
+        data: DataPlate | None = None,
+    ) -> Study:
+        """What is known of the pair on inputs of this signature; a probe run the first time."""
+        key = self._key(model, guide, args, kwargs, data)
+        study = self._studies.get(key)
+        if study is None:
+            wanted = data or DataPlate()
+            study = probe(model, guide, args, kwargs, wanted, self.min_nesting, noise)
+            self._studies[key] = study
+            self.sites |= study.sites
+        return study
+
+    def look(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        noise: Noise,
+    ) -> None:
+        """One more probe, for sites that only some runs reach."""
+        found = probe(model, guide, args, kwargs, DataPlate(), self.min_nesting, noise)
+        self.sites |= found.sites
+
+    def run(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        noise: Noise,
+        choose: Choose | None,
+        num_particles: int = 1,
+        data: DataPlate | None = None,
+        closed_form: bool = False,
+    ) -> tuple[Run, DataPlate]:
+        """One run of the pair, and the data plate by name.
+
+        Raises:
+            ProgramError: names, plates or shapes do not fit, or copies are mixed.
+        """
+        study = self.study(model, guide, args, kwargs, noise, data)
+        plate = replace(study.data, size=None if data is None else data.size)
+        while True:
+            context = Context(Layout(study.nesting, num_particles), noise, choose, plate)
+            try:
+                run = run_pair(model, guide, args, kwargs, context, closed_form)
+            except DeeperPlatesError as deeper:
+                study.nesting = deeper.nesting
+                continue
+            break
+        self.sites.update(latent.name for latent in run.latents)
+        if run.layout.axes or num_particles > 1:
+            key = self._key(model, guide, args, kwargs, data)
+            shape = (key, num_particles, tuple(run.guide), tuple(run.model), *run.layout.axes)
+            if shape not in self._structures:
+                refuse_erased_axes(model, guide, args, kwargs, run, context)
+                self._structures.add(shape)
+        return run, plate
+
+    @staticmethod
+    def _key(
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        data: DataPlate | None,
+    ) -> Any:
+        name = None if data is None else data.name
+        return (
+            identity(model),
+            identity(guide),
+            signature_of(args, kwargs),
+            modes(model, guide),
+            name,
+        )

@@ -1,0 +1,65 @@
+"""The estimators of a loss: one copy of a recipe for every latent site, with its state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from amortized.errors import EstimatorError
+from amortized.estimators.base import Estimator, Site
+from amortized.estimators.choice import Recipes, Spec
+
+
+class SiteEstimators(nn.Module):
+    """Chooses an estimator for a site when it is first met, and keeps it from then on."""
+
+    def __init__(self, given: Mapping[str, Spec] | Spec | None) -> None:
+        super().__init__()
+        self.recipes = Recipes(given)
+        self.by_site = nn.ModuleDict()
+        self.reasons: dict[str, str] = {}
+        self._families: dict[str, str] = {}
+
+    def choose(self, site: Site, infer: Mapping[str, Any]) -> Estimator:
+        """The site's estimator.
+
+        Raises:
+            EstimatorError: the recipe cannot serve the site, or the site changed its distribution.
+        """
+        key = escaped(site.name)
+        if key not in self.by_site:
+            self._make(key, site, infer)
+        elif self._families[site.name] != type(site.law).__name__:
+            raise EstimatorError(
+                f"site {site.name!r}: this loss knows it as {self._families[site.name]}, and now "
+                f"it is {type(site.law).__name__}; use one loss for each pair of programs, and "
+                "other names for other distributions"
+            )
+        found = self.by_site[key]
+        if not isinstance(found, Estimator):
+            raise EstimatorError(f"site {site.name!r}: {found!r} is no estimator")
+        return found
+
+    def _make(self, key: str, site: Site, infer: Mapping[str, Any]) -> None:
+        choice = self.recipes.choose(site, infer.get("estimator"), bool(infer.get("enumerate")))
+        reason = choice.recipe.refusal(site)
+        if reason is not None:
+            raise EstimatorError(
+                f"site {site.name!r} ({choice.reason}) asks for {choice.recipe!r}: {reason}"
+            )
+        own = copy.deepcopy(choice.recipe).train(self.training)
+        self.by_site[key] = own
+        self.reasons[site.name] = choice.reason
+        self._families[site.name] = type(site.law).__name__
+
+
+def escaped(name: str) -> str:
+    """A site name as a key of an ``nn.ModuleDict``, which refuses dots and method names.
+
+    >>> escaped("layer.z")
+    'site:layer%2Ez'
+    """
+    return "site:" + name.replace("%", "%25").replace(".", "%2E")

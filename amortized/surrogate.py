@@ -1,0 +1,178 @@
+"""From terms to one scalar with the right value and the right gradient.
+
+Latents are folded last to first in guide order (iterated expectation):
+
+* a site on several copies has a private dim. Every term that carries the dim can depend on the
+  site; summed over the plates that the site is not in, these terms are the downstream cost of each
+  copy. Their weighted average replaces them, and the estimator adds what it owes.
+* a site on one copy leaves no trace in shapes, so its downstream cost is decided by execution
+  order and plates: guide terms at or after it, and model terms at or after the first model
+  occurrence of it or of any later guide site. Tags on tensors would be lost at ``.item()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amortized.errors import ProgramError
+from amortized.estimators.base import Cost
+from amortized.estimators.baselines import mean_of_others
+from amortized.programs.records import LatentSite, Layout, Plates, Run, Term
+
+
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """The bound of a run and what each site that owes a surrogate was charged.
+
+    ``bound`` is a scalar in nats whose gradient is the estimate. ``costs`` are detached, per datum
+    (subsampling divided out), and what estimators learn from.
+    """
+
+    bound: Tensor
+    costs: list[tuple[LatentSite, Cost]]
+
+
+def assemble(run: Run) -> Assembled:
+    """Fold the latents of a run, last to first, into an additive bound."""
+    terms = list(run.terms)
+    costs: list[tuple[LatentSite, Cost]] = []
+    for latent in reversed(run.latents):
+        if latent.draw.axis is None:
+            cost = None if latent.estimator.attached else _order_cost(terms, latent)
+        else:
+            terms, cost = _fold(terms, latent)
+        if cost is not None:
+            handed = _per_datum(cost, latent, run.layout)
+            terms += _owed(latent, handed)
+            costs.append((latent, handed.detach()))
+    return Assembled(total(terms, run.layout), costs)
+
+
+def total(terms: Iterable[Term], layout: Layout) -> Tensor:
+    """The sum over plates of the mean over particles of folded terms."""
+    result: Tensor | float = 0.0
+    for term in terms:
+        summed = term.value.sum()
+        dim = layout.particle_dim
+        if layout.num_particles > 1 and term.value.dim() >= -dim and term.value.shape[dim] > 1:
+            summed = summed / layout.num_particles
+        result = result + summed
+    return torch.as_tensor(result)
+
+
+def expectation(term: Term, run: Run) -> Tensor:
+    """The detached expectation of one term over copies and particles: its share of the value."""
+    value = term.value.detach()
+    for latent in reversed(run.latents):
+        if _carries(value, latent.draw.axis):
+            value = _average(value, latent).detach()
+    return total([Term(term.name, term.role, value, term.plates, term.order)], run.layout)
+
+
+def _order_cost(terms: list[Term], latent: LatentSite) -> Tensor | None:
+    """The downstream cost by execution order, in the plates of the site."""
+    return _cost([t for t in terms if _downstream(t, latent)], latent)
+
+
+def _downstream(term: Term, latent: LatentSite) -> bool:
+    """Whether a term can depend on a site that has no private dim."""
+    if term.in_model:
+        return term.order >= latent.first_in_model
+    if term.role == "kl":
+        # the pair's own two terms are integrated out, and an earlier site's KL cannot depend on a
+        # later one: that is the condition under which it was taken
+        return term.order > latent.order
+    return term.order >= latent.order
+
+
+def _fold(terms: list[Term], latent: LatentSite) -> tuple[list[Term], Tensor | None]:
+    """Average the terms on the site's private dim over its copies; also the cost of each copy."""
+    dependent, kept = [], []
+    for term in terms:
+        (dependent if _carries(term.value, latent.draw.axis) else kept).append(term)
+    merged: Tensor | None = None
+    for term in dependent:
+        shared = term.plates & latent.plates
+        value = _onto_plates(term.value, term.plates, shared)
+        if shared == latent.plates:
+            merged = value if merged is None else merged + value
+        elif latent.estimator.joint_copies:
+            kept.append(_folded(value, shared, latent))
+        else:
+            raise ProgramError(_entangled(term, latent))
+    if merged is not None:
+        kept.append(_folded(merged, latent.plates, latent))
+    return kept, _cost(dependent, latent)
+
+
+def _folded(value: Tensor, plates: Plates, latent: LatentSite) -> Term:
+    return Term(latent.name, "folded", _average(value, latent), plates, latent.order)
+
+
+def _cost(terms: list[Term], latent: LatentSite) -> Tensor | None:
+    """The sum of terms in the plates of the site, attached only if the estimator asks for it."""
+    cost: Tensor | None = None
+    for term in terms:
+        value = term.value if latent.estimator.differentiates_cost else term.value.detach()
+        part = _onto_plates(value, term.plates, latent.plates)
+        cost = part if cost is None else cost + part
+    return cost
+
+
+def _per_datum(cost: Tensor, latent: LatentSite, layout: Layout) -> Cost:
+    if _subsampled(latent):
+        cost = cost / latent.plate_scale
+    if layout.num_particles == 1 or latent.draw.axis is not None:
+        return Cost(cost)
+    return Cost(cost, mean_of_others(cost, layout.particle_dim))
+
+
+def _subsampled(latent: LatentSite) -> bool:
+    return isinstance(latent.plate_scale, Tensor) or latent.plate_scale != 1.0
+
+
+def _owed(latent: LatentSite, cost: Cost) -> list[Term]:
+    """The estimator's surrogate as a term, computed per datum and scaled back."""
+    owed = latent.estimator.surrogate(latent.draw, cost)
+    if owed is None:
+        return []
+    value = owed * latent.plate_scale if _subsampled(latent) else owed
+    return [Term(latent.name, "surrogate", value, latent.plates, latent.order)]
+
+
+def _carries(value: Tensor, axis: int | None) -> bool:
+    """Whether a tensor has copies on a private dim."""
+    return axis is not None and value.dim() >= -axis and value.shape[axis] > 1
+
+
+def _average(value: Tensor, latent: LatentSite) -> Tensor:
+    """The weighted mean over the site's copies, its dim kept with size 1."""
+    axis = latent.draw.axis
+    if axis is None:
+        return value
+    weights = latent.estimator.weights(latent.draw)
+    if weights is None:
+        return value.mean(axis, keepdim=True)
+    # an impossible value has weight 0 and an infinite cost: it contributes nothing
+    possible = torch.where(weights > 0, value, torch.zeros_like(value))
+    return (weights * possible).sum(axis, keepdim=True)
+
+
+def _onto_plates(value: Tensor, plates: Plates, target: Plates) -> Tensor:
+    """Sum out the plates that the target lacks (dims kept, so that others stay aligned)."""
+    dims = [dim for _, dim in plates - target if value.dim() >= -dim]
+    return value.sum(dims, keepdim=True) if dims else value
+
+
+def _entangled(term: Term, latent: LatentSite) -> str:
+    names = sorted(name for name, _ in latent.plates - term.plates)
+    return (
+        f"site {latent.name!r} is evaluated for all elements of plate {names[0]!r} in parallel by "
+        f"{latent.estimator!r}, but site {term.name!r} outside that plate depends on it and would "
+        "see all elements at the same copy only; put that site into the plate, or use "
+        "am.ScoreFunction(am.LeaveOneOut()) here, whose copies are joint draws"
+    )

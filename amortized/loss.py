@@ -22,12 +22,12 @@ from amortized.estimators.choice import Spec
 from amortized.objectives.base import Objective
 from amortized.objectives.elbo import ELBO
 from amortized.programs.batches import as_arguments
-from amortized.programs.records import DataPlate
+from amortized.programs.records import DataPlate, Run
 from amortized.programs.run import Program
 from amortized.programs.runner import Runner
 from amortized.programs.study import undisturbed
 from amortized.sites import SiteEstimators
-from amortized.surrogate import assemble
+from amortized.surrogate import Assembled, assemble, assemble_trees
 
 # a key may name a site that only some branches reach: look this often before refusing it
 _LOOKS = 8
@@ -138,24 +138,36 @@ class VariationalLoss(nn.Module, PyroELBO):
             noise: where randomness comes from; default torch's generator.
         """
         source = TorchNoise() if noise is None else noise
-        run, plate = self._runner.run(
-            model,
-            guide,
-            args,
-            kwargs,
-            noise=source,
-            choose=self.estimators.choose,
-            num_particles=self.objective.num_particles,
-            data=data,
-            closed_form=self.objective.analytic_kl,
-        )
+        run, assembled, plate = self._evaluate(model, guide, args, kwargs, data, source)
         if not self._checked_keys:
             self._check_keys(model, guide, args, kwargs, source)
-        assembled = assemble(run)
         if self.training and torch.is_grad_enabled():
             for latent, cost in assembled.costs:
                 latent.estimator.update(latent.draw, cost)
         return Estimate(loss=-assembled.bound, run=run, data=plate)
+
+    def _evaluate(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        data: DataPlate | None,
+        noise: Noise,
+    ) -> tuple[Run, Assembled, DataPlate]:
+        options: dict[str, Any] = {
+            "noise": noise,
+            "choose": self.estimators.choose,
+            "num_particles": self.objective.num_particles,
+            "data": data,
+            "closed_form": self.objective.analytic_kl,
+        }
+        if self.vectorize:
+            run, plate = self._runner.run(model, guide, args, kwargs, **options)
+            return run, assemble(run), plate
+        trees, plate = self._runner.run_sequentially(model, guide, args, kwargs, **options)
+        assembled, run = assemble_trees(trees)
+        return run, assembled, plate
 
     def log_weights(
         self,

@@ -13,7 +13,7 @@ Latents are folded last to first in guide order (iterated expectation):
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from torch import Tensor
 from amortized.errors import ProgramError
 from amortized.estimators.base import Cost
 from amortized.estimators.baselines import mean_of_others
-from amortized.programs.records import LatentSite, Layout, Plates, Run, Term
+from amortized.programs.records import LatentSite, Layout, Plates, Role, Run, Term
+from amortized.programs.sequential import Tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,82 @@ def assemble(run: Run) -> Assembled:
     return Assembled(total(terms, run.layout), costs)
 
 
+def assemble_trees(trees: list[Tree]) -> tuple[Assembled, Run]:
+    """The mean over particles of sequential runs; also a run whose terms are averaged already."""
+    costs: list[tuple[LatentSite, Cost]] = []
+    bounds, shares = [], []
+    for tree in trees:
+        terms, parts = _fold_tree(tree, costs)
+        bounds.append(total(terms, tree.run.layout))
+        shares += [replace(t, value=t.value / len(trees)) for t in parts]
+    first = trees[0]
+    nodes = {node.name: node for node in first.nodes()}
+    latents = [replace(latent, draw=nodes[latent.name].placed) for latent in first.run.latents]
+    return (
+        Assembled(torch.stack(bounds).mean(), costs),
+        replace(first.run, terms=shares, latents=latents),
+    )
+
+
+def _fold_tree(tree: Tree, costs: list[tuple[LatentSite, Cost]]) -> tuple[list[Term], list[Term]]:
+    """Fold a tree from its leaves: terms with surrogates, and the detached share of each term."""
+    if tree.node is None:
+        detached = [replace(t, value=t.value.detach()) for t in tree.run.terms]
+        return list(tree.run.terms), detached
+    folded = [_fold_tree(branch, costs) for branch in tree.branches]
+    latent = replace(
+        tree.latent(tree.node.name),
+        draw=tree.node.placed,
+        first_in_model=tree.first_in_model(tree.node.name),
+    )
+    terms, shares = folded[0]
+    if latent.draw.axis is None:
+        cost = None if latent.estimator.attached else _order_cost(terms, latent)
+    else:
+        stacked = _stack([terms for terms, _ in folded], latent)
+        parts = _stack([parts for _, parts in folded], latent)
+        terms, cost = _fold(stacked, latent)
+        shares = [
+            replace(t, value=_average(t.value, latent).detach())
+            if _carries(t.value, latent.draw.axis)
+            else t
+            for t in parts
+        ]
+    if cost is not None:
+        handed = _per_datum(cost, latent, tree.run.layout)
+        terms = terms + _owed(latent, handed)
+        costs.append((latent, handed.detach()))
+    return terms, shares
+
+
+def _stack(branches: list[list[Term]], latent: LatentSite) -> list[Term]:
+    """Terms of several copies as terms on the private dim; what comes before the site, once.
+
+    A term that one copy lacks (a branch not taken) is zero there.
+    """
+    axis = latent.draw.axis or 0
+    merged = [t for t in branches[0] if not _downstream(t, latent)]
+    values: dict[tuple[str, Role, Plates], dict[int, Term]] = {}
+    for copy, branch in enumerate(branches):
+        for term in branch:
+            if _downstream(term, latent):
+                slot = values.setdefault((term.name, term.role, term.plates), {})
+                if copy in slot:
+                    term = replace(term, value=term.value + slot[copy].value)
+                slot[copy] = term
+    for slot in values.values():
+        some = next(iter(slot.values()))
+        zero = torch.zeros_like(some.value)
+        rows = [slot[c].value if c in slot else zero for c in range(len(branches))]
+        # later sites left their averaged private dim behind, of size 1 at this very place
+        rows = [row.squeeze(axis) if row.dim() >= -axis else row for row in rows]
+        rows = list(torch.broadcast_tensors(*rows))
+        ones = (1,) * (-axis - 1 - rows[0].dim())
+        value = torch.stack([row.reshape(*ones, *row.shape) for row in rows])
+        merged.append(replace(some, value=value))
+    return merged
+
+
 def total(terms: Iterable[Term], layout: Layout) -> Tensor:
     """The sum over plates of the mean over particles of folded terms."""
     result: Tensor | float = 0.0
@@ -70,7 +147,7 @@ def expectation(term: Term, run: Run) -> Tensor:
     for latent in reversed(run.latents):
         if _carries(value, latent.draw.axis):
             value = _average(value, latent).detach()
-    return total([Term(term.name, term.role, value, term.plates, term.order)], run.layout)
+    return total([replace(term, value=value)], run.layout)
 
 
 def _order_cost(terms: list[Term], latent: LatentSite) -> Tensor | None:
@@ -172,7 +249,8 @@ def _entangled(term: Term, latent: LatentSite) -> str:
     names = sorted(name for name, _ in latent.plates - term.plates)
     return (
         f"site {latent.name!r} is evaluated for all elements of plate {names[0]!r} in parallel by "
-        f"{latent.estimator!r}, but site {term.name!r} outside that plate depends on it and would "
-        "see all elements at the same copy only; put that site into the plate, or use "
-        "am.ScoreFunction(am.LeaveOneOut()) here, whose copies are joint draws"
+        f"{latent.estimator!r}, but site {term.name!r} outside that plate comes after it and may "
+        "depend on it: it would see all elements at the same copy only. Put that site into the "
+        "plate or before this one, or use am.ScoreFunction(am.LeaveOneOut()) here, whose copies "
+        "are joint draws"
     )

@@ -11,6 +11,9 @@ import pyro
 import pytest
 import torch
 
+# Tiny tensors: a second thread only waits, and on a busy machine it waits long.
+torch.set_num_threads(1)
+
 # No test opens a window, also not in a process that it starts.
 os.environ["MPLBACKEND"] = "Agg"
 

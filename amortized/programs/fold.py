@@ -41,6 +41,6 @@ class Fold(nn.Module):
         folded = []
         for x, e in zip(inputs, events, strict=True):
             event = x.shape[x.dim() - e :]
-            folded.append(x.expand(*left, *event).reshape(left.numel(), *event))
+            folded.append(x.expand((*left, *event)).reshape(left.numel(), *event))
         output = self.network(*folded)
         return output.reshape(*left, *output.shape[1:])

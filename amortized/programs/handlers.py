@@ -39,7 +39,8 @@ class Context:
     """What a run needs besides the programs.
 
     ``choose`` gives a site its estimator; None means one plain draw of every site (probes,
-    importance weights). ``fixed`` gives values instead of draws (replays).
+    importance weights). ``fixed`` gives values instead of draws (replays). ``script`` decides which
+    copy of a site a sequential run sees.
     """
 
     layout: Layout
@@ -47,6 +48,7 @@ class Context:
     choose: Callable[[Site, Mapping[str, Any]], Estimator] | None = None
     data: DataPlate = DataPlate()
     fixed: Mapping[str, Tensor] | None = None
+    script: Callable[[Site, Estimator, Noise], Draw] | None = None
 
 
 class GuideHandler(Messenger):
@@ -96,6 +98,8 @@ class GuideHandler(Messenger):
         if context.choose is None:
             draw_from = context.noise.rsample if law.has_rsample else context.noise.sample
             return Draw(site, draw_from(site.law, site=name)), estimator
+        if context.script is not None:
+            return context.script(site, estimator, context.noise), estimator
         draw = estimator.draw(site, context.noise)
         return (place(draw, layout) if draw.copies > 1 else draw), estimator
 

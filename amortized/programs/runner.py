@@ -12,6 +12,7 @@ from amortized.programs.erasure import refuse_erased_axes
 from amortized.programs.handlers import Context, DeeperPlatesError
 from amortized.programs.records import DataPlate, Layout, Run
 from amortized.programs.run import Program, run_pair
+from amortized.programs.sequential import Tree, explore
 from amortized.programs.study import Study, identity, modes, probe
 
 Choose = Callable[[Site, Mapping[str, Any]], Estimator]
@@ -93,6 +94,36 @@ class Runner:
                 refuse_erased_axes(model, guide, args, kwargs, run, context)
                 self._structures.add(shape)
         return run, plate
+
+    def run_sequentially(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        noise: Noise,
+        choose: Choose,
+        num_particles: int = 1,
+        data: DataPlate | None = None,
+        closed_form: bool = False,
+    ) -> tuple[list[Tree], DataPlate]:
+        """A tree of runs for each particle, copy by copy, and the data plate by name."""
+        study = self.study(model, guide, args, kwargs, noise, data)
+        plate = replace(study.data, size=None if data is None else data.size)
+        while True:
+            context = Context(Layout(study.nesting), noise, choose, plate)
+            try:
+                trees = [
+                    explore(model, guide, args, kwargs, context, closed_form)
+                    for _ in range(num_particles)
+                ]
+            except DeeperPlatesError as deeper:
+                study.nesting = deeper.nesting
+                continue
+            break
+        self.sites.update(latent.name for tree in trees for latent in tree.run.latents)
+        return trees, plate
 
     @staticmethod
     def _key(

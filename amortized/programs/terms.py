@@ -101,7 +101,7 @@ def fill_hidden(fn: Any, value: Tensor, mask: Tensor) -> Tensor:
     inside = _inside(fn.support, value)
     if inside is None:
         return value
-    visible = mask.reshape(*mask.shape, *(1,) * len(fn.event_shape))
+    visible = mask.reshape(mask.shape + (1,) * len(fn.event_shape))
     return torch.where(visible, value, inside)
 
 

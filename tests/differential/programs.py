@@ -94,6 +94,7 @@ class Spec:
     terms: tuple[Term, ...] = ()
     num_particles: int = 1
     kl: str = "sample"
+    vectorize: bool = True
     seed: int = 0
 
     def site(self, name: str) -> Site:

@@ -59,6 +59,7 @@ def specs(draw: st.DrawFn, paths: int = 256) -> Spec:
         terms=_terms(draw, layout, sites, particles),
         num_particles=particles,
         kl=draw(st.sampled_from(["sample", "analytic"])),
+        vectorize=draw(st.sampled_from([True, True, False])),
         seed=draw(st.integers(0, 7)),
     )
 

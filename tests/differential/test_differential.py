@@ -52,7 +52,9 @@ def prepared(spec: Spec, built: Built) -> am.VariationalLoss:
     objective = am.ELBO(num_particles=spec.num_particles, kl=spec.kl)
     # a glob, since the sites of a loop are several
     loss = am.VariationalLoss(
-        objective, {f"{site.name}*": RULES[site.estimator]() for site in spec.sites}
+        objective,
+        {f"{site.name}*": RULES[site.estimator]() for site in spec.sites},
+        vectorize=spec.vectorize,
     )
     pyro.set_rng_seed(spec.seed)
     loss.warm_up(built.model, built.guide, built.args)
@@ -159,12 +161,22 @@ FOUND = {  # what random programs found, made small by hand
     "the same, on joint copies": one_plate(
         Site("z", "bernoulli", IN, estimator="loo"),
         Site("g", "bernoulli", (), ("z",), estimator="score"),
-        Site("y", "bernoulli", IN, ("g",), estimator="score"),
+        x=Term("x", "factor", IN, ("g",)),
+    ),
+    "elements meet in the model's order": one_plate(
+        Site("z", "bernoulli", IN, model_parents=("g",), estimator="score"),
+        Site("g", "bernoulli", (), ("z",), estimator="score"),
+        model_order=("g", "z"),
     ),
     "an enumerated plate that an outer score cannot depend on": one_plate(
         Site("z", "bernoulli", IN, estimator="enumerate"),
         Site("g", "bernoulli", estimator="score"),
         model_order=("g", "z"),
+    ),
+    "an enumerated plate and, after it, an independent enumerated site": one_plate(
+        Site("z", "bernoulli", IN, estimator="enumerate"),
+        Site("g", "bernoulli", estimator="enumerate"),
+        x=Term("x", "normal", IN, ("z", "g")),
     ),
     "a mask that is one number": one_plate(
         Site("z", "normal"), x=Term("x", "normal", (), ("z",), masked=True)

@@ -198,3 +198,47 @@ def test_mutants_fail(structure: str, mutant: str) -> None:
     pair = EVERY[structure]("bernoulli")
     loss = am.VariationalLoss(estimators=same_for_all(pair, MUTANTS[mutant]))
     assert error(loss, pair) > 1e-3
+
+
+@pytest.mark.parametrize("estimator", ["plain", "leave one out", "enumerate", "moving average"])
+@pytest.mark.parametrize("structure", sorted(set(EVERY) - {"subsampled", "event_dims"}))
+def test_copy_by_copy(structure: str, estimator: str) -> None:
+    """The sequential executor, which also serves branches on a value."""
+    if (structure, estimator) == ("chain", "leave one out"):
+        estimator = "two samples"  # the same number of draws on one of the two sites only
+        pair = EVERY[structure]("bernoulli")
+        estimators = {"z": DISCRETE[estimator](), "y": am.Enumerate()}
+    else:
+        pair = EVERY[structure]("bernoulli")
+        estimators = same_for_all(pair, DISCRETE[estimator])
+    loss = am.VariationalLoss(estimators=estimators, vectorize=False)
+    if (structure, estimator) == ("sequential_plates", "enumerate"):
+        # without private dims, order is all there is: the second plate may depend on the first
+        with pytest.raises(am.ProgramError, match="plate 'first'"):
+            error(loss, pair)
+        return
+    assert error(loss, pair) < 1e-10
+
+
+@pytest.mark.parametrize("second", ["plain", "leave one out", "enumerate"])
+@pytest.mark.parametrize("first", ["plain", "leave one out", "enumerate"])
+def test_copy_by_copy_with_other_sites_in_each_branch(first: str, second: str) -> None:
+    """A guide and a model whose sites depend on a value: the copies of one site differ in kind."""
+    law = law_of("bernoulli")
+
+    def model() -> None:
+        z = pyro.sample("z", law(torch.tensor(0.2)))
+        if z.item() > 0.5:
+            y = pyro.sample("y", law(weight("c", -0.4)))
+            pyro.sample("x", pyro.distributions.Normal(weight("w", 2.0) + y, 1.0), obs=DATA[0])
+        else:
+            pyro.sample("x", pyro.distributions.Normal(weight("v", -1.0), 1.0), obs=DATA[0])
+
+    def guide() -> None:
+        z = pyro.sample("z", law(weight("a", 0.4)))
+        if z.item() > 0.5:
+            pyro.sample("y", law(weight("e", 0.3)))
+
+    pair = Structure(model, guide, ("z", "y"))
+    estimators = {"z": DISCRETE[first](), "y": DISCRETE[second]()}
+    assert error(am.VariationalLoss(estimators=estimators, vectorize=False), pair) < 1e-10

@@ -12,6 +12,11 @@ from amortized.estimators.baselines import NeuralBaseline as NeuralBaseline
 from amortized.estimators.enumeration import Enumerate as Enumerate
 from amortized.estimators.pathwise import Pathwise as Pathwise
 from amortized.estimators.score_function import ScoreFunction as ScoreFunction
+from amortized.fit.callbacks import Callback as Callback
+from amortized.fit.callbacks import EarlyStopping as EarlyStopping
+from amortized.fit.history import History as History
+from amortized.fit.program import Program as Program
+from amortized.fit.svi import SVI as SVI
 from amortized.loss import VariationalLoss as VariationalLoss
 from amortized.objectives.elbo import ELBO as ELBO
 from amortized.programs.fold import Fold as Fold

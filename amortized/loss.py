@@ -75,6 +75,11 @@ class VariationalLoss(nn.Module, PyroELBO):
         self.objective = ELBO() if objective is None else objective
         if not isinstance(self.objective, Objective):
             raise UsageError(f"objective={objective!r}: expected an objective such as am.ELBO()")
+        if not self.objective.additive:
+            raise UsageError(
+                f"objective={objective!r} is not additive, and only additive objectives are served "
+                "in this version; use am.ELBO()"
+            )
         PyroELBO.__init__(
             self, num_particles=self.objective.num_particles, vectorize_particles=vectorize
         )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from amortized.errors import EstimatorError
-from amortized.estimators.base import Estimator, Site
+from amortized.estimators.base import Estimator, Site, parameters_of
 from amortized.estimators.choice import Recipes, Spec
 
 
@@ -51,6 +51,9 @@ class SiteEstimators(nn.Module):
                 f"site {site.name!r} ({choice.reason}) asks for {choice.recipe!r}: {reason}"
             )
         own = copy.deepcopy(choice.recipe).train(self.training)
+        like = next((p for p in parameters_of(site.law) if p.is_floating_point()), None)
+        if like is not None:
+            own = own.to(device=like.device, dtype=like.dtype)
         self.by_site[key] = own
         self.reasons[site.name] = choice.reason
         self._families[site.name] = type(site.law).__name__

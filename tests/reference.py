@@ -57,9 +57,6 @@ def unwrap(fn: Distribution) -> Distribution:
     return fn
 
 
-# --- fixed noise ---------------------------------------------------------------------------------
-
-
 @final
 class FixedNoise:
     """One standard noise per continuous site, of shape plates + event; it broadcasts on the left.
@@ -242,9 +239,6 @@ class OutcomeTree:
             raise RuntimeError("the run drew something else than before on the same outcomes")
         self._position += 1
         return event
-
-
-# --- the law of an estimator ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

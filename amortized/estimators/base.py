@@ -170,3 +170,25 @@ def base_of(fn: Any) -> Any:
     while type(fn).__name__ in _WRAPPERS:
         fn = fn.base_dist
     return fn
+
+
+# of several ways to write the same parameter, the one that is used
+_REDUNDANT = {"logits": ("probs",), "scale_tril": ("covariance_matrix", "precision_matrix")}
+
+
+def parameters_of(law: Distribution) -> list[Tensor]:
+    """The parameters of a law without redundancy, detached: ``[*batch of the base, *event]``."""
+    inner = base_of(law)
+    names = list(inner.arg_constraints)
+    for kept, others in _REDUNDANT.items():
+        if kept in names:
+            names = [n for n in names if n not in others]
+    found = []
+    for name in names:
+        value = torch.as_tensor(getattr(inner, name)).detach()
+        try:
+            event_dim = inner.arg_constraints[name].event_dim
+        except NotImplementedError:  # a Delta's value: its event dims are the site's own
+            continue
+        found.append(value.expand((*inner.batch_shape, *value.shape[value.dim() - event_dim :])))
+    return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from amortized.errors import UsageError
-from amortized.estimators.base import Cost, Draw, Site, base_of
+from amortized.estimators.base import Cost, Draw, Site, base_of, parameters_of
 
 
 class Baseline(nn.Module, ABC):
@@ -99,12 +99,14 @@ class MovingAverage(Baseline):
 
     def forward(self, draw: Draw, cost: Cost) -> Tensor:
         """The average so far (0 before the first update)."""
-        return self.average.to(cost.copies.dtype).clone()
+        return self.average.to(cost.copies).clone()
 
     @torch.no_grad()
     def update(self, cost: Tensor) -> None:
         """Move the average towards the mean cost, in place."""
-        mean = cost.mean().to(self.average.dtype)
+        mean = cost.mean().to(self.average)
+        # one impossible event must not spoil every later gradient
+        mean = torch.where(mean.isfinite(), mean, self.average)
         self.average.mul_(self.decay).add_(mean, alpha=1.0 - self.decay)
 
     def __repr__(self) -> str:
@@ -206,24 +208,13 @@ class NeuralBaseline(Baseline):
         return f"NeuralBaseline({type(self.network).__name__})"
 
 
-# of several ways to write the same parameter, the one that a network sees
-_REDUNDANT = {"logits": ("probs",), "scale_tril": ("covariance_matrix", "precision_matrix")}
-
-
 def features_of(law: Distribution) -> Tensor:
     """The parameters of a law as one feature axis, detached: ``[*batch, features]``."""
-    inner, batch = base_of(law), law.batch_shape
-    names = list(inner.arg_constraints)
-    for kept, others in _REDUNDANT.items():
-        if kept in names:
-            names = [n for n in names if n not in others]
-    columns = []
-    for name in names:
-        value = torch.as_tensor(getattr(inner, name)).detach()
-        event_dim = inner.arg_constraints[name].event_dim
-        full = value.expand((*inner.batch_shape, *value.shape[value.dim() - event_dim :]))
-        # an expanded law has batch dims that its base lacks, on the left
-        lacking = max(0, len(batch) - len(inner.batch_shape))
-        full = full.expand((*batch, *full.shape[len(batch) - lacking :]))
-        columns.append(full.reshape(*batch, -1))
+    batch = law.batch_shape
+    # an expanded law has batch dims that its base lacks, on the left
+    lacking = max(0, len(batch) - len(base_of(law).batch_shape))
+    columns = [
+        value.expand((*batch, *value.shape[len(batch) - lacking :])).reshape(*batch, -1)
+        for value in parameters_of(law)
+    ]
     return torch.cat(columns, -1) if columns else torch.ones(*batch, 1)

@@ -35,8 +35,7 @@ class Enumerate(Estimator):
 
     def copies(self, site: Site) -> int:
         """The number of values in the (joint) support."""
-        elements = site.law.event_shape.numel() if _is_product(site.law) else 1
-        return len(_element_support(site.law)) ** elements
+        return len(_element_support(site.law)) ** _elements(site.law)
 
     def refusal(self, site: Site) -> str | None:
         """Only finite supports of a sensible size."""
@@ -63,16 +62,18 @@ class Enumerate(Estimator):
 
 def support_of(law: Any) -> Tensor:
     """The joint support of a finite law, shape ``[C, *batch, *event]``."""
-    values = _element_support(law)
-    if _is_product(law):
-        values = torch.cartesian_prod(*([values] * law.event_shape.numel()))
+    values, elements = _element_support(law), _elements(law)
+    if elements > 1:
+        index = torch.arange(len(values), device=values.device)
+        values = values[torch.cartesian_prod(*([index] * elements))]
     values = values.reshape(-1, *(1,) * len(law.batch_shape), *law.event_shape)
     return values.expand(-1, *law.batch_shape, *law.event_shape)
 
 
-def _is_product(law: Any) -> bool:
-    """Whether event dims hold several independent elements (``to_event``)."""
-    return len(law.event_shape) > len(base_of(law).event_shape)
+def _elements(law: Any) -> int:
+    """How many independent elements an event holds (``to_event``)."""
+    own = len(base_of(law).event_shape)
+    return law.event_shape[: len(law.event_shape) - own].numel()
 
 
 def _element_support(law: Any) -> Tensor:

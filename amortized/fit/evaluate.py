@@ -54,7 +54,9 @@ def evaluate(
     totals = Averager()
     for batch in batches.epoch():
         stepper.warm_up(batch)
-        means = _per_datum(stepper, batch, data, num_particles, max_rows)
+        means = None
+        if not totals.weight:
+            means = _per_datum(stepper, batch, data, num_particles, max_rows)
         if means is None:
             _average(stepper, batch, data, num_particles, totals)
         else:
@@ -79,7 +81,8 @@ def _per_datum(
 ) -> Tensor | None:
     """``[3, B]`` of `_Particles.means`; None where the program has no evidence per data point."""
     particles = _Particles()
-    at_once = max(1, max_rows // batch_length(batch))
+    # Programs that cannot broadcast take one particle at a time.
+    at_once = max(1, max_rows // batch_length(batch)) if stepper.loss.vectorize else 1
     with stepper.evaluating():
         while particles.count < num_particles:
             count = min(at_once, num_particles - particles.count)

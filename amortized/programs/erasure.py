@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 
 from amortized.errors import ProgramError
 from amortized.programs.handlers import Context
-from amortized.programs.records import Layout, Run, Term
+from amortized.programs.records import Layout, Run
 from amortized.programs.run import run_pair, values_of
-from amortized.programs.study import picked, undisturbed
+from amortized.programs.study import modules_of, picked, undisturbed
+
+Key = tuple[str, bool]
+"""A term's name, and whether it is the model's."""
 
 # a program that mixes copies mixes all of them, so a few witnesses of a long axis are enough
 _WITNESSES = 4
@@ -37,6 +41,8 @@ def refuse_erased_axes(
         ProgramError: naming the site and the term whose copies are mixed.
     """
     values = values_of(run)
+    together = replace(context, layout=run.layout, fixed=values)
+    joint = _replay(model, guide, args, kwargs, together, 0)
     for axis_name, copy in _witnesses(run.layout, run):
         fixed = {
             name: picked(value, run.layout, _event_dim(run, name), copy)
@@ -44,43 +50,33 @@ def refuse_erased_axes(
             else value
             for name, value in values.items()
         }
-        alone = Context(Layout(run.layout.nesting), context.noise, None, context.data, fixed)
+        alone = replace(context, layout=Layout(run.layout.nesting), choose=None, fixed=fixed)
         first, second = (_replay(model, guide, args, kwargs, alone, seed) for seed in (0, 1))
-        for term in run.terms:
-            if term.role in ("likelihood", "prior", "guide"):
-                _compare(term, first, second, run.layout, axis_name, copy)
+        for key in joint.keys() | first.keys():
+            if key not in joint or key not in first or key not in second:
+                raise ProgramError(_structure(key, axis_name))
+            # a term with randomness of its own cannot be compared
+            if torch.equal(first[key], second[key]):
+                _compare(key, picked(joint[key], run.layout, 0, copy), first[key], axis_name)
 
 
 def _replay(
     model: Any, guide: Any, args: Any, kwargs: Any, context: Context, seed: int
-) -> dict[tuple[str, bool], Tensor]:
-    """The terms of one copy alone, by name and side."""
+) -> dict[Key, Tensor]:
+    """The terms of a run with fixed values, by name and side."""
     with undisturbed(model, guide), torch.no_grad(), _dropout_off(model, guide):
         torch.manual_seed(seed)
         run = run_pair(model, guide, args, kwargs, context)
     return {(t.name, t.in_model): t.value for t in run.terms}
 
 
-def _compare(
-    term: Term,
-    first: Mapping[tuple[str, bool], Tensor],
-    second: Mapping[tuple[str, bool], Tensor],
-    layout: Layout,
-    axis_name: str,
-    copy: Mapping[int, int],
-) -> None:
-    key = term.name, term.in_model
-    if key not in first or key not in second:
-        raise ProgramError(_structure(term, axis_name))
-    alone = first[key]
-    if not torch.equal(alone, second[key]):
-        return  # the term has randomness of its own: copies cannot be compared
-    joint = picked(term.value.detach(), layout, 0, copy)
-    coarse = torch.finfo(alone.dtype).eps ** 0.5
-    scale = 1.0 + alone[alone.isfinite()].abs().max() if alone.isfinite().any() else 1.0
-    same = (joint - alone).abs() <= coarse * scale
-    if not bool((same | (joint == alone) | (joint.isnan() & alone.isnan())).all()):
-        raise ProgramError(_mixed(term, axis_name))
+def _compare(key: Key, joint: Tensor, alone: Tensor, axis_name: str) -> None:
+    finite = alone[alone.isfinite()]
+    scale = 1.0 + (finite.abs().max() if finite.numel() else 0.0)
+    close = (joint - alone).abs() <= torch.finfo(alone.dtype).eps ** 0.5 * scale
+    same = close | (joint == alone) | (joint.isnan() & alone.isnan())
+    if not bool(same.all()):
+        raise ProgramError(_mixed(key, axis_name))
 
 
 def _witnesses(layout: Layout, run: Run) -> Iterator[tuple[str, dict[int, int]]]:
@@ -107,11 +103,7 @@ def _dropout_off(*programs: Any) -> Iterator[None]:
     """Dropout draws other masks for other shapes: off while copies are compared."""
     kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
     active = [
-        module
-        for program in programs
-        if isinstance(program, nn.Module)
-        for module in program.modules()
-        if isinstance(module, kinds) and module.training
+        module for module in modules_of(*programs) if isinstance(module, kinds) and module.training
     ]
     try:
         for module in active:
@@ -122,20 +114,19 @@ def _dropout_off(*programs: Any) -> Iterator[None]:
             module.training = True
 
 
-def _mixed(term: Term, axis_name: str) -> str:
-    side = "model" if term.in_model else "guide"
+def _mixed(key: Key, axis_name: str) -> str:
     return (
-        f"site {term.name!r} of the {side} mixes {axis_name}: evaluated alone, one copy gives "
-        "another log-probability. A reduction over all dims (mean(), sum(), max()), flatten, "
-        "a positive dim, or batch norm in training mode erases the extra left dims; reduce over "
-        "negative dims, wrap the network in am.Fold(network), or evaluate copy by copy with "
-        "VariationalLoss(..., vectorize=False)"
+        f"site {key[0]!r} of the {'model' if key[1] else 'guide'} mixes {axis_name}: evaluated "
+        "alone, one copy gives another log-probability. A reduction over all dims (mean(), sum(), "
+        "max()), flatten, a positive dim, or batch norm in training mode erases the extra left "
+        "dims; reduce over negative dims, wrap the network in am.Fold(network), or evaluate copy "
+        "by copy with VariationalLoss(..., vectorize=False)"
     )
 
 
-def _structure(term: Term, axis_name: str) -> str:
+def _structure(key: Key, axis_name: str) -> str:
     return (
-        f"site {term.name!r} exists when {axis_name} run together, but not when one copy runs "
-        "alone: the program's structure depends on its values; use one sample and one particle "
-        "there, or VariationalLoss(..., vectorize=False)"
+        f"site {key[0]!r} of the {'model' if key[1] else 'guide'} exists only when {axis_name} "
+        "run together, or only when one copy runs alone: the program's structure depends on its "
+        "values; use one sample and one particle there, or VariationalLoss(..., vectorize=False)"
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from amortized.errors import EstimatorError, ProgramError
 from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of
 from amortized.estimators.pathwise import Pathwise
+from amortized.estimators.score_function import ScoreFunction
 from amortized.programs.records import DataPlate, Layout, SiteRecord
 
 # copies of dependent sites multiply: beyond this, one step would rather exhaust the memory
@@ -24,6 +25,8 @@ _MAX_EVALUATIONS = 16384
 
 # what a run without estimators (a probe, importance weights, a replay) records: a plain value
 _PLAIN = Pathwise()
+# a factor in a guide with has_rsample=False: the log probability of a draw made by hand
+_SCORE = ScoreFunction()
 
 
 class DeeperPlatesError(Exception):
@@ -52,14 +55,18 @@ class Context:
 
 
 class GuideHandler(Messenger):
-    """Outermost around the guide: every latent is drawn by its estimator and recorded."""
+    """Outermost around the guide: every latent is drawn by its estimator and recorded.
 
-    def __init__(self, context: Context) -> None:
+    With ``runs_model`` (a guide messenger) the model runs inside the guide, and what is observed
+    there is the model's.
+    """
+
+    def __init__(self, context: Context, runs_model: bool = False) -> None:
         super().__init__()
         self.context = context
+        self.runs_model = runs_model
         self.records: dict[str, SiteRecord] = {}
         self.subsamples: dict[str, Tensor] = {}
-        self.observations: list[str] = []
         self._drawn: dict[str, tuple[Draw, Estimator]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -68,6 +75,7 @@ class GuideHandler(Messenger):
                 msg["value"] = self.context.fixed.get(msg["name"])
                 msg["done"] = msg["value"] is not None
             return
+        _refuse_deeper(msg, self.context.layout)
         if msg["is_observed"]:
             return
         name = msg["name"]
@@ -75,7 +83,6 @@ class GuideHandler(Messenger):
             raise ProgramError(
                 f"site {name!r}: the guide samples it twice; give every site its own name"
             )
-        _refuse_deeper(msg, self.context.layout)
         fixed = self.context.fixed
         law = unmasked(msg["fn"])
         if fixed is not None and name in fixed:
@@ -113,12 +120,15 @@ class GuideHandler(Messenger):
             self.records[msg["name"]] = record_of(msg, self.context.data, draw, estimator)
 
     def _record_observed(self, msg: Any) -> None:
-        if _deterministic(msg):
+        if self.runs_model or _deterministic(msg):
             return
-        if type(base_of(msg["fn"])).__name__ == "Unit":  # a factor is a term of log q
-            self.records[msg["name"]] = record_of(msg, self.context.data)
-        else:
-            self.observations.append(msg["name"])
+        if type(base_of(msg["fn"])).__name__ != "Unit":
+            raise ProgramError(
+                f"site {msg['name']!r}: the guide observes it; observations belong to the model, "
+                "take obs= out of the guide"
+            )
+        draw, estimator = factor_of(msg)
+        self.records[msg["name"]] = record_of(msg, self.context.data, draw, estimator)
 
 
 class ModelHandler(Messenger):
@@ -130,13 +140,14 @@ class ModelHandler(Messenger):
         super().__init__()
         self.context = context
         self.values = values
-        self.subsamples = subsamples
+        self.subsamples = dict(subsamples)
         self.records: dict[str, SiteRecord] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
             self._replay_subsample(msg)
             return
+        _refuse_deeper(msg, self.context.layout)
         if msg["is_observed"]:
             if msg["name"] in self.values:
                 raise ProgramError(
@@ -146,7 +157,6 @@ class ModelHandler(Messenger):
             return
         if msg["done"]:
             return
-        _refuse_deeper(msg, self.context.layout)
         if msg["name"] not in self.values:
             raise ProgramError(_missing(msg, self.values))
         msg["value"], msg["done"] = self.values[msg["name"]], True
@@ -165,7 +175,10 @@ class ModelHandler(Messenger):
             )
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample) or _deterministic(msg):
+        if isinstance(msg["fn"], _Subsample):
+            self.subsamples[msg["name"]] = msg["value"]
+            return
+        if _deterministic(msg):
             return
         if msg["name"] in self.records:
             raise ProgramError(
@@ -204,6 +217,19 @@ def _refuse_deeper(msg: Any, layout: Layout) -> None:
     depth = max((-f.dim for f in msg["cond_indep_stack"] if f.dim is not None), default=0)
     if depth > layout.nesting:
         raise DeeperPlatesError(depth)
+
+
+def factor_of(msg: Any) -> tuple[Draw, Estimator]:
+    """A ``pyro.factor`` in a guide: a term of log q, or the score of what was drawn by hand."""
+    differentiable = base_of(msg["fn"]).has_rsample
+    if differentiable is None:
+        raise ProgramError(
+            f"factor {msg['name']!r} in the guide: say whether it belongs to a draw that is "
+            "differentiable in the parameters, pyro.factor(..., has_rsample=True), or is the log "
+            "probability of one that is not, has_rsample=False"
+        )
+    site = Site(msg["name"], unmasked(msg["fn"]))
+    return Draw(site, msg["value"]), _PLAIN if differentiable else _SCORE
 
 
 def per_particle(law: Any, layout: Layout) -> Any:

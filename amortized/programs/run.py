@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amortized.errors import AmortizedError, ProgramError
 from amortized.programs.handlers import Context, DeeperPlatesError, GuideHandler, ModelHandler
-from amortized.programs.records import Run, SiteRecord
+from amortized.programs.records import DataPlate, Run, SiteRecord
 from amortized.programs.terms import build_terms, latents_of
 
 Program = Callable[..., Any]
@@ -31,17 +31,13 @@ def run_pair(
     Raises:
         ProgramError: names, plates or shapes of the two programs do not fit.
     """
-    drawn = execute(guide, args, kwargs, GuideHandler(context), context)
-    if drawn.observations and not is_guide_messenger(guide):
-        raise ProgramError(
-            f"site {drawn.observations[0]!r}: the guide observes it; observations belong to the "
-            "model, take obs= out of the guide"
-        )
+    handler = GuideHandler(context, runs_model=is_guide_messenger(guide))
+    drawn = execute(guide, args, kwargs, handler, context)
     latent = {name: r.value for name, r in drawn.records.items() if not r.observed}
-    replayed = execute(
-        model, args, kwargs, ModelHandler(context, latent, drawn.subsamples), context
-    )
+    indices = {**(context.fixed or {}), **drawn.subsamples}
+    replayed = execute(model, args, kwargs, ModelHandler(context, latent, indices), context)
     _refuse_strangers(drawn.records, replayed.records)
+    _refuse_other_data_plates(drawn.records, replayed.records, context.data)
     terms, notes = build_terms(drawn.records, replayed.records, context.layout, closed_form)
     return Run(
         terms=terms,
@@ -49,7 +45,7 @@ def run_pair(
         layout=context.layout,
         guide=drawn.records,
         model=replayed.records,
-        subsamples=drawn.subsamples,
+        subsamples={**drawn.subsamples, **replayed.subsamples},
         kl_notes=notes,
     )
 
@@ -98,6 +94,21 @@ def _refuse_strangers(guide: Mapping[str, SiteRecord], model: Mapping[str, SiteR
             raise ProgramError(
                 f"site {name!r}: the guide samples it, but the model does not (the model has "
                 f"{sorted(model)}); mend the name, or mark it infer={{'is_auxiliary': True}}"
+            )
+
+
+def _refuse_other_data_plates(
+    guide: Mapping[str, SiteRecord], model: Mapping[str, SiteRecord], data: DataPlate
+) -> None:
+    """Raise where rescaling to the size of the data set would reach one program only."""
+    if data.size is None or data.name is None:
+        return
+    for name in guide.keys() & model.keys():
+        if (data.name in guide[name].sizes) != (data.name in model[name].sizes):
+            raise ProgramError(
+                f"site {name!r}: it is in the data plate {data.name!r} in only one of model and "
+                f"guide (model: {list(model[name].sizes)}, guide: {list(guide[name].sizes)}), so a "
+                "minibatch cannot be scaled to the data set; use the same plate name in both"
             )
 
 

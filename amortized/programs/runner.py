@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from amortized.estimators.base import Estimator, Noise, Site
 from amortized.programs.batches import signature_of
 from amortized.programs.erasure import refuse_erased_axes
@@ -13,7 +15,7 @@ from amortized.programs.handlers import Context, DeeperPlatesError
 from amortized.programs.records import DataPlate, Layout, Run
 from amortized.programs.run import Program, run_pair
 from amortized.programs.sequential import Tree, explore
-from amortized.programs.study import Study, identity, modes, probe
+from amortized.programs.study import Study, identity, modules_of, probe
 
 Choose = Callable[[Site, Mapping[str, Any]], Estimator]
 
@@ -26,6 +28,15 @@ class Runner:
         self.sites: set[str] = set()
         self._studies: dict[Any, Study] = {}
         self._structures: set[Any] = set()
+        self._modules: dict[Any, tuple[Program, list[nn.Module]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start afresh: what was learned belongs to the programs."""
+        return {"min_nesting": self.min_nesting}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle."""
+        Runner.__init__(self, state["min_nesting"])
 
     def study(
         self,
@@ -125,8 +136,15 @@ class Runner:
         self.sites.update(latent.name for tree in trees for latent in tree.run.latents)
         return trees, plate
 
-    @staticmethod
+    def _modes(self, program: Program) -> tuple[bool, ...]:
+        """Train or eval mode of the modules of a program."""
+        key = identity(program)
+        if key not in self._modules:
+            self._modules[key] = (program, modules_of(program))
+        return tuple(module.training for module in self._modules[key][1])
+
     def _key(
+        self,
         model: Program,
         guide: Program,
         args: tuple[Any, ...],
@@ -138,6 +156,7 @@ class Runner:
             identity(model),
             identity(guide),
             signature_of(args, kwargs),
-            modes(model, guide),
+            self._modes(model),
+            self._modes(guide),
             name,
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,9 +39,8 @@ def undisturbed(*programs: Any) -> Iterator[None]:
     python, legacy = random.getstate(), np.random.get_state()
     buffers = [
         (buffer, buffer.clone())
-        for program in programs
-        if isinstance(program, nn.Module)
-        for buffer in program.buffers()
+        for module in modules_of(*programs)
+        for buffer in module.buffers(recurse=False)
     ]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=list(devices)):
@@ -113,9 +114,22 @@ def identity(program: Any) -> Any:
     return (id(owner), id(program.__func__)) if owner is not None else id(program)
 
 
-def modes(*programs: Any) -> tuple[bool, ...]:
-    """Train or eval mode of the programs that have one."""
-    return tuple(p.training for p in programs if isinstance(p, nn.Module))
+def modules_of(*programs: Any) -> list[nn.Module]:
+    """Every module that the programs are, belong to or close over, submodules included."""
+    roots: list[Any] = []
+    for program in programs:
+        function = program.func if isinstance(program, partial) else program
+        owner = getattr(function, "__self__", None)
+        roots += [program, function, owner]
+        if owner is not None and not isinstance(owner, nn.Module):
+            roots += getattr(owner, "__dict__", {}).values()
+        if isinstance(program, partial):
+            roots += [*program.args, *program.keywords.values()]
+        if inspect.isfunction(function) or inspect.ismethod(function):
+            outer = inspect.getclosurevars(function)
+            roots += [*outer.nonlocals.values(), *outer.globals.values()]
+    found = {id(m): m for r in roots if isinstance(r, nn.Module) for m in r.modules()}
+    return list(found.values())
 
 
 def picked(value: Tensor, layout: Layout, event_dim: int, copy: Mapping[int, int]) -> Tensor:

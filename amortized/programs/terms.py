@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import constraints
@@ -83,8 +84,11 @@ def contains_mask(fn: Any) -> bool:
 
 def _model_term(record: SiteRecord, order: int) -> Term:
     value = record.value
-    if record.observed and isinstance(record.mask, Tensor):
-        value = fill_hidden(record.fn, value, record.mask)
+    if record.observed:
+        own = record.fn._mask if isinstance(record.fn, MaskedDistribution) else None
+        for mask in (record.mask, own):
+            if isinstance(mask, Tensor):
+                value = fill_hidden(record.fn, value, mask)
     log_p = record.fn.log_prob(value)
     role = "likelihood" if record.observed else "prior"
     return Term(

@@ -78,15 +78,29 @@ def test_without_a_data_plate_numbers_are_totals() -> None:
     assert not found["per_datum"] and found["elbo"] == pytest.approx(total.item())
 
 
-def test_the_objectives_particles_are_used() -> None:
+def test_particles_of_the_objective_count(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
+    terms = Stepper.terms
 
-    def guide(x):
-        calls.append(len(x))
-        tiny.point_guide(0.5)(x)
+    def counted(self, batch, data):
+        calls.append(len(batch))
+        return terms(self, batch, data)
 
-    run(tiny.global_model, guide, tiny.data(4), 8, loss=VariationalLoss(ELBO(num_particles=4)))
-    assert len(calls) < 2 + 8
+    monkeypatch.setattr(Stepper, "terms", counted)
+    loss = VariationalLoss(ELBO(num_particles=4))
+    run(tiny.global_model, tiny.point_guide(0.5), tiny.data(6), 8, loss=loss, batch_size=4)
+    assert calls == [4, 4, 2, 2]
+
+
+def test_programs_that_cannot_broadcast_are_evaluated_one_by_one() -> None:
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.reshape(len(x)), 1.0), obs=x)
+
+    x = tiny.data(5)
+    found = run(model, tiny.exact_guide, x, 3, loss=VariationalLoss(vectorize=False))
+    assert found["log_evidence"] == pytest.approx(tiny.log_evidence(x), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["num_particles", "max_rows"])

@@ -22,7 +22,7 @@ def stepper(model, guide, loss: VariationalLoss | None = None, lr: float = 0.1) 
 
 
 def by_hand(x: torch.Tensor, m: float, size: int) -> float:
-    """Loss per datum of `global_model` with its mean fixed: size / B on the data, the prior once."""
+    """Loss per datum of `global_model` at m: size / B on the data, the prior once."""
     likelihood = tiny.normal_log_prob(x, m).sum() * size / len(x)
     prior = tiny.normal_log_prob(torch.tensor(m), 0.0)
     return -(likelihood + prior).item() / size
@@ -151,7 +151,7 @@ def test_pyro_checks_the_first_step_and_later_ones_on_demand(validate: bool) -> 
     seen: list[bool] = []
 
     def model(x):
-        seen.append(dist.Distribution._validate_args)
+        seen.append(torch.distributions.Distribution._validate_args)
         tiny.local_model(x)
 
     optimizer = GroupedOptimizer(torch.optim.Adam, 0.1)
@@ -160,7 +160,7 @@ def test_pyro_checks_the_first_step_and_later_ones_on_demand(validate: bool) -> 
     assert all(seen)
     seen.clear()
     step.step(tiny.data(4), NO_SIZE)
-    assert set(seen) == {validate} and dist.Distribution._validate_args
+    assert set(seen) == {validate} and torch.distributions.Distribution._validate_args
 
 
 def test_averages_are_weighted_by_data_and_absent_sites_count_as_zero() -> None:

@@ -1,0 +1,70 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from amortized.fit import progress
+from amortized.fit.history import History
+
+
+def drive(report: progress.Reporter, epochs: int = 3) -> None:
+    history = History(epochs)
+    for epoch in range(1, epochs + 1):
+        for _ in range(4):
+            report.batch(epoch, 100)
+        history.record({"train_loss": 10.0 / epoch, "val_elbo": -11.0, "kl": 2.0})
+        report.epoch(history)
+    report.close(history)
+
+
+def test_plain_lines_are_few_and_end_with_the_last_epoch() -> None:
+    out = io.StringIO()
+    drive(progress.Plain(Console(file=out), "/3"))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("epoch 1/3  loss 10.00  val ELBO -11.00  KL 2.00  ")
+    assert lines[1].startswith("epoch 3/3  loss 3.33") and lines[1].endswith("/s")
+
+
+def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_PLAIN", -1.0)
+    out = io.StringIO()
+    drive(progress.Plain(Console(file=out), ""))
+    assert [line.split("  ")[0] for line in out.getvalue().splitlines()] == [
+        "epoch 1",
+        "epoch 2",
+        "epoch 3",
+    ]
+
+
+def test_the_live_line_shows_the_numbers_and_stays() -> None:
+    out = io.StringIO()
+    drive(progress.Live(Console(file=out, force_terminal=True, width=120), "/3", 12))
+    text = out.getvalue()
+    assert "epoch 3/3" in text and "loss 3.33" in text and "val ELBO -11.00" in text
+
+
+def test_a_live_line_of_nothing_is_harmless() -> None:
+    out = io.StringIO()
+    report = progress.Live(Console(file=out, force_terminal=True), "", None)
+    report.close(History())
+    assert "epoch 1" in out.getvalue()
+
+
+def test_the_reporter_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(progress.reporter(False, 3, 12), progress.Silent)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(progress.reporter(True, 3, 12), progress.Plain)
+    drive(progress.Silent())
+
+
+def test_speed_counts_data_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    speed = progress._Speed()
+    now[0] = 0.5
+    speed.add(100)
+    assert speed() == pytest.approx(200.0)
+    now[0] = 2.0
+    speed.add(100)
+    assert speed() == pytest.approx(100.0)

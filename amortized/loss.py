@@ -101,9 +101,10 @@ class VariationalLoss(nn.Module, PyroELBO):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Minus the bound as a scalar tensor in nats; its gradient is the estimate."""
-        before = sum(1 for _ in self.parameters())
+        before = len(self.estimators.by_site)
         result = self.estimate(model, guide, args, kwargs).loss
-        if sum(1 for _ in self.parameters()) > before:
+        made = list(self.estimators.by_site.values())[before:]
+        if any(next(own.parameters(), None) is not None for own in made):
             warnings.warn(
                 "estimators made parameters of their own in this call; an optimizer built before "
                 "it does not train them: call loss.warm_up(model, guide, batch) first",
@@ -239,7 +240,7 @@ class VariationalLoss(nn.Module, PyroELBO):
 
     def _announce(self) -> None:
         """Let Pyro's SVI see the estimators' own parameters, under a name that is only theirs."""
-        if next(self.parameters(), None) is None:
+        if not self.estimators.learns:
             return
         store, number = pyro.get_param_store(), 0
         while True:

@@ -22,6 +22,8 @@ class SiteEstimators(nn.Module):
         self.by_site = nn.ModuleDict()
         self.reasons: dict[str, str] = {}
         self._families: dict[str, str] = {}
+        self.learns = False
+        """Whether any site's estimator has parameters of its own."""
 
     def choose(self, site: Site, infer: Mapping[str, Any]) -> Estimator:
         """The site's estimator.
@@ -55,6 +57,7 @@ class SiteEstimators(nn.Module):
         if like is not None:
             own = own.to(device=like.device, dtype=like.dtype)
         self.by_site[key] = own
+        self.learns = self.learns or next(own.parameters(), None) is not None
         self.reasons[site.name] = choice.reason
         self._families[site.name] = type(site.law).__name__
 

@@ -131,14 +131,14 @@ def _stack(branches: list[list[Term]], latent: LatentSite) -> list[Term]:
 
 def total(terms: Iterable[Term], layout: Layout) -> Tensor:
     """The sum over plates of the mean over particles of folded terms."""
-    result: Tensor | float = 0.0
+    result: Tensor | None = None
     for term in terms:
         summed = term.value.sum()
         dim = layout.particle_dim
         if layout.num_particles > 1 and term.value.dim() >= -dim and term.value.shape[dim] > 1:
             summed = summed / layout.num_particles
-        result = result + summed
-    return torch.as_tensor(result)
+        result = summed if result is None else result + summed
+    return torch.zeros(()) if result is None else result
 
 
 def expectation(term: Term, run: Run) -> Tensor:

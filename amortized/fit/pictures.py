@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,25 +12,39 @@ from amortized.estimators.base import TorchNoise
 from amortized.fit.data import batch_length
 from amortized.fit.parameters import evaluation_mode
 from amortized.programs.batches import as_arguments
-from amortized.programs.handlers import Context, DeeperPlatesError
-from amortized.programs.records import Layout, Run, SiteRecord
-from amortized.programs.run import run_pair
+from amortized.programs.handlers import Context, DeeperPlatesError, GuideHandler, ModelHandler
+from amortized.programs.records import Layout, SiteRecord
+from amortized.programs.run import execute, run_pair
 
 Program = Callable[..., Any]
+Records = Mapping[str, SiteRecord]
+T = TypeVar("T")
 
 
-def plain_run(model: Program, guide: Program, batch: Any) -> Run:
-    """One plain draw of every latent from the guide, replayed in the model; no gradients."""
+def posterior_run(model: Program, guide: Program, batch: Any) -> tuple[Records, Records]:
+    """Sites of the guide and of the model with plain draws from the guide; no gradients."""
     args, kwargs = as_arguments(batch)
-    modules = [program for program in (model, guide) if isinstance(program, nn.Module)]
-    nesting = 0
-    while True:
-        context = Context(Layout(nesting), TorchNoise())
-        try:
-            with evaluation_mode(*modules):
-                return run_pair(model, guide, args, kwargs, context)
-        except DeeperPlatesError as deeper:
-            nesting = deeper.nesting
+
+    def run(context: Context) -> tuple[Records, Records]:
+        found = run_pair(model, guide, args, kwargs, context)
+        return found.guide, found.model
+
+    return _plainly(run, (model, guide))
+
+
+def prior_run(model: Program, batch: Any) -> Records:
+    """Sites of the model with its latents drawn from their priors; no gradients."""
+    args, kwargs = as_arguments(batch)
+
+    def run(context: Context) -> Records:
+        # Without a guide to replay, the model takes that part itself.
+        handler = GuideHandler(context, runs_model=True)
+        drawn = execute(model, args, kwargs, handler, context)
+        values = {name: r.value for name, r in drawn.records.items() if not r.observed}
+        replay = ModelHandler(context, values, drawn.subsamples)
+        return execute(model, args, kwargs, replay, context).records
+
+    return _plainly(run, (model,))
 
 
 def reconstructed(
@@ -40,7 +54,7 @@ def reconstructed(
 
     None where no observed site holds images of this shape.
     """
-    record = _observed_images(plain_run(model, guide, batch).model, shape)
+    record = _observed_images(posterior_run(model, guide, batch)[1], shape)
     if record is None:
         return None
     return record.value.reshape(-1, *shape), record.fn.mean.reshape(-1, *shape)
@@ -48,20 +62,38 @@ def reconstructed(
 
 def imagined(model: Program, batch: Any, shape: tuple[int, int]) -> Tensor | None:
     """Means of p(x | z) with z from the prior, one for each data point of ``batch``."""
-    # A model that guides itself draws its latents from their priors.
-    record = _observed_images(plain_run(model, model, batch).model, shape)
+    record = _observed_images(prior_run(model, batch), shape)
     return None if record is None else record.fn.mean.reshape(-1, *shape)
 
 
 def codes(model: Program, guide: Program, batch: Any) -> Tensor | None:
     """The means of the largest continuous latent that has one value a data point, ``[B, d]``."""
     rows = batch_length(batch)
-    records = plain_run(model, guide, batch).guide.values()
+    records = posterior_run(model, guide, batch)[0].values()
     fitting = [r for r in records if not r.observed and _is_code(r, rows)]
     if not fitting:
         return None
-    largest = max(fitting, key=lambda record: record.value.numel())
-    return largest.fn.mean.reshape(rows, -1)
+    return _mean(max(fitting, key=lambda record: record.value.numel())).reshape(rows, -1)
+
+
+def _plainly(run: Callable[[Context], T], programs: Iterable[Program]) -> T:
+    """Runs in eval mode without gradients, with as many plate dims as the programs need."""
+    modules = [program for program in programs if isinstance(program, nn.Module)]
+    nesting = 0
+    while True:
+        try:
+            with evaluation_mode(*modules):
+                return run(Context(Layout(nesting), TorchNoise()))
+        except DeeperPlatesError as deeper:
+            nesting = deeper.nesting
+
+
+def _mean(record: SiteRecord) -> Tensor:
+    """The mean, or the draw where the distribution does not know its mean."""
+    try:
+        return record.fn.mean
+    except NotImplementedError:
+        return record.value
 
 
 def _is_code(record: SiteRecord, rows: int) -> bool:
@@ -69,7 +101,7 @@ def _is_code(record: SiteRecord, rows: int) -> bool:
     return per_datum and not record.fn.support.is_discrete
 
 
-def _observed_images(records: Mapping[str, SiteRecord], shape: tuple[int, int]) -> Any:
+def _observed_images(records: Records, shape: tuple[int, int]) -> SiteRecord | None:
     for record in records.values():
         batch = record.fn.batch_shape.numel()
         size = batch * math.prod(shape)

@@ -32,7 +32,7 @@ def signature_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any,
 
 def _key(value: Any) -> Any:
     if isinstance(value, Tensor | np.ndarray):
-        return (tuple(value.shape), str(value.dtype))
+        return (tuple(value.shape), value.dtype)
     if isinstance(value, bool | str | None):
         return value
     if isinstance(value, tuple | list):

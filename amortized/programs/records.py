@@ -67,7 +67,9 @@ class Layout:
         return dim
 
 
-@dataclass(frozen=True, eq=False)
+# Records are made at every statement of every step: slots, and no frozen-ness that costs a call for
+# each field. Nothing writes to them.
+@dataclass(eq=False, slots=True)
 class SiteRecord:
     """A sample statement as it was executed, and what an estimator drew there."""
 
@@ -87,7 +89,7 @@ class SiteRecord:
     estimator: Estimator | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Term:
     """One summand of the objective: log p of a model site, -log q of a guide site, -KL, ...
 
@@ -107,7 +109,7 @@ class Term:
         return self.role in ("likelihood", "prior")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class LatentSite:
     """A latent of the guide in this run, with what its cost is gathered by."""
 

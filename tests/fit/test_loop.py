@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from amortized.errors import NonFiniteError, UsageError
-from amortized.fit.callbacks import Callback, EarlyStopping
+from amortized.fit.callbacks import Callback, EarlyStopping, FitState
 from amortized.fit.data import as_batches
 from amortized.fit.loop import Loop, Plan
 from amortized.fit.optimizer import GroupedOptimizer
@@ -141,11 +141,15 @@ def test_ctrl_c_keeps_what_was_learned_and_the_started_epoch() -> None:
 
 
 def test_a_non_finite_loss_names_epoch_and_step() -> None:
-    x = tiny.data(32)
-    x[20] = math.nan
+    class Poison(Callback):
+        def on_train_batch_end(self, state: FitState) -> None:
+            if state.step == 4:
+                with torch.no_grad():
+                    state.parameters.tensors()["store.slope"].fill_(math.nan)
+
     recorder = Recorder()
-    with pytest.raises(NonFiniteError, match=r"epoch 1, step \d: the loss is nan.*site 'x'"):
-        loop(plan(x, max_epochs=2, callbacks=[recorder])).run()
+    with pytest.raises(NonFiniteError, match=r"epoch 2, step 5: the loss is nan.*site 'z'"):
+        loop(plan(max_epochs=3, callbacks=[Poison(), recorder])).run()
     assert recorder.calls[-1] == "on_exception"
 
 

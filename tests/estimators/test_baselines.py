@@ -1,0 +1,229 @@
+"""Baselines: what they predict, how they learn, and that they never see their own draw."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import amortized as am
+from amortized.estimators.base import Cost, Draw, Site
+from amortized.estimators.baselines import features_of, mean_of_others
+
+NORMAL = Site("z", dist.Normal(torch.zeros(4), torch.ones(4)))
+
+
+def draw_of(site: Site = NORMAL, copies: int = 1, axis: int | None = None) -> Draw:
+    return Draw(site, torch.zeros(4), copies, axis)
+
+
+def test_constant() -> None:
+    assert am.Constant(-90.0)(draw_of(), Cost(torch.zeros(4))).item() == -90.0
+
+
+@pytest.mark.float64
+def test_moving_average_follows_its_recursion() -> None:
+    """Starts at zero; moves by the mean over the plate; predicts before it moves."""
+    average = am.MovingAverage(decay=0.8)
+    expected = 0.0
+    for costs in ([1.0, 3.0], [10.0, -4.0, 6.0], [2.5]):
+        cost = torch.tensor(costs)
+        assert average(draw_of(), Cost(cost)).item() == pytest.approx(expected, rel=1e-12)
+        average.update(cost)
+        expected = 0.8 * expected + 0.2 * sum(costs) / len(costs)
+    assert average.average.item() == pytest.approx(expected, rel=1e-12)
+    assert average.average.shape == ()
+
+
+def test_moving_average_hands_out_a_number_that_later_updates_leave_alone() -> None:
+    average = am.MovingAverage(decay=0.0)
+    before = average(draw_of(), Cost(torch.zeros(4)))
+    average.update(torch.tensor([8.0]))
+    assert before.item() == 0.0 and average.average.item() == 8.0
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_moving_average_survives_an_impossible_cost(bad: float) -> None:
+    """One -inf would otherwise make every later gradient NaN."""
+    average = am.MovingAverage()
+    average.update(torch.tensor([2.0]))
+    before = average.average.item()
+    average.update(torch.tensor([bad, 1.0]))
+    assert average.average.isfinite()
+    average.update(torch.tensor([2.0]))
+    assert average.average.item() > before
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, float("nan")])
+def test_moving_average_wants_a_decay_below_one(decay: float) -> None:
+    with pytest.raises(am.UsageError, match=r"MovingAverage\(decay=.*0 <= decay < 1"):
+        am.MovingAverage(decay)
+
+
+def test_moving_average_keeps_the_dtype_of_costs() -> None:
+    predicted = am.MovingAverage()(draw_of(), Cost(torch.zeros(4, dtype=torch.float64)))
+    assert predicted.dtype == torch.float64
+
+
+@pytest.mark.parametrize("scale", [1, 100])
+def test_moving_average_learns_per_datum(scale: int) -> None:
+    """N / B is divided out: a tenfold data set does not change what is learned."""
+
+    def model() -> None:
+        with pyro.plate("data", 3 * scale, subsample=torch.arange(3)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 1.0 - 1e-7)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3))
+
+    def guide() -> None:
+        with pyro.plate("data", 3 * scale, subsample=torch.arange(3)):
+            pyro.sample("z", dist.Bernoulli(torch.full((3,), 1.0 - 1e-7)))
+
+    loss = am.VariationalLoss(estimators={"z": am.ScoreFunction(am.MovingAverage(decay=0.5))})
+    loss.estimate(model, guide, (), {})
+    (state,) = loss.state_dict().values()
+    expected = dist.Normal(1.0, 1.0).log_prob(torch.tensor(0.0)) / 2
+    assert state.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_mean_of_others() -> None:
+    cost = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    expected = [[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]]
+    assert mean_of_others(cost, -1).tolist() == expected
+    assert mean_of_others(cost.T, -2).T.tolist() == expected
+
+
+def test_mean_of_others_where_the_dim_is_missing_is_the_entry_itself() -> None:
+    cost = torch.tensor([1.0, 2.0])
+    assert mean_of_others(cost, -2) is cost
+
+
+def test_leave_one_out_is_over_the_copies_if_there_are_any() -> None:
+    costs = torch.tensor([[1.0, 5.0], [3.0, 7.0]])
+    cost = Cost(costs, peers=torch.full((2, 2), 99.0))
+    assert am.LeaveOneOut()(draw_of(copies=2, axis=-2), cost).tolist() == [[3.0, 7.0], [1.0, 5.0]]
+
+
+def test_leave_one_out_is_over_particles_otherwise() -> None:
+    peers = torch.tensor([2.0, 4.0])
+    predicted = am.LeaveOneOut()(draw_of(), Cost(torch.tensor([4.0, 2.0]), peers))
+    assert predicted.tolist() == peers.tolist()
+
+
+def test_leave_one_out_of_a_constant_cost_has_no_gradient_draw_by_draw() -> None:
+    def model() -> None:
+        pyro.sample("z", dist.Bernoulli(0.3))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Bernoulli(pyro.param("p", torch.tensor(0.3))))
+
+    loss = am.VariationalLoss(estimators={"z": am.ScoreFunction(am.LeaveOneOut(), num_samples=5)})
+    for _ in range(3):
+        loss.loss_and_grads(model, guide)
+    assert pyro.get_param_store()["p"].grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_leave_one_out_of_a_single_draw_is_refused() -> None:
+    def program() -> None:
+        pyro.sample("z", dist.Bernoulli(0.3))
+
+    alone = {"z": am.ScoreFunction(am.LeaveOneOut(), num_samples=1)}
+    with pytest.raises(am.EstimatorError) as error:
+        am.VariationalLoss(estimators=alone).loss(program, program)
+    text = str(error.value)
+    assert "site 'z'" in text and "at least two draws" in text
+    assert "num_samples=2" in text and "num_particles=2" in text
+    am.VariationalLoss(am.ELBO(num_particles=2), alone).loss(program, program)
+
+
+LAWS: dict[str, tuple[dist.Distribution, tuple[int, ...]]] = {
+    "normal": (dist.Normal(torch.zeros(4), torch.ones(4)), (4, 2)),
+    "one parameter broadcast": (dist.Normal(torch.zeros(4), 1.0), (4, 2)),
+    "expanded": (dist.Normal(torch.zeros(4), 1.0).expand([3, 4]), (3, 4, 2)),
+    "event": (dist.Normal(torch.zeros(4, 5), 1.0).to_event(1), (4, 10)),
+    "masked": (dist.Normal(torch.zeros(4), 1.0).mask(False), (4, 2)),
+    "categorical": (dist.Categorical(logits=torch.zeros(4, 3)), (4, 3)),
+    "one-hot": (dist.OneHotCategorical(logits=torch.zeros(4, 3)), (4, 3)),
+    "multivariate": (dist.MultivariateNormal(torch.zeros(4, 2), torch.eye(2)), (4, 6)),
+    "binomial": (dist.Binomial(5, torch.full((4,), 0.5)), (4, 2)),
+    "no parameters of its own": (
+        dist.MixtureSameFamily(
+            dist.Categorical(torch.ones(4, 2)), dist.Normal(torch.zeros(4, 2), 1.0)
+        ),
+        (4, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LAWS))
+def test_features_are_one_row_a_datum(name: str) -> None:
+    law, shape = LAWS[name]
+    features = features_of(law)
+    assert features.shape == shape and features.isfinite().all()
+
+
+def test_features_are_the_parameters_without_their_graph() -> None:
+    loc = torch.tensor([1.0, 2.0], requires_grad=True)
+    features = features_of(dist.Normal(loc, 3.0))
+    assert features.tolist() == [[1.0, 3.0], [2.0, 3.0]] and not features.requires_grad
+
+
+def linear(value: float = 0.0) -> nn.Linear:
+    """A network whose prediction is a known number at first."""
+    network = nn.Linear(2, 1)
+    nn.init.zeros_(network.weight)
+    nn.init.constant_(network.bias, value)
+    return network
+
+
+def test_the_network_learns_by_squared_error_and_the_site_by_the_score() -> None:
+    """The two share one surrogate and no gradient."""
+    logit = torch.tensor([0.4, -1.0], requires_grad=True)
+    value, cost = torch.tensor([1.0, 0.0]), torch.tensor([3.0, 7.0])
+    site = Site("z", dist.Bernoulli(logits=logit), inputs=torch.eye(2))
+    estimator = am.ScoreFunction(am.NeuralBaseline(linear(1.0)))
+    owed = estimator.surrogate(Draw(site, value), Cost(cost))
+    assert owed.tolist() == [0.0, 0.0]
+    bias = next(p for n, p in estimator.named_parameters() if n.endswith("bias"))
+    by_logit, by_bias = torch.autograd.grad(owed.sum(), [logit, bias])
+    torch.testing.assert_close(by_logit, ((value - torch.sigmoid(logit)) * (cost - 1)).detach())
+    # the objective is maximized: -(f - b)^2 has slope 2 (f - b) in b
+    assert by_bias.item() == pytest.approx(2 * (2.0 + 6.0))
+
+
+def test_the_input_named_at_the_site_is_the_network_s_input() -> None:
+    seen: list[Tensor] = []
+
+    class Spy(nn.Module):
+        """Keeps what it is shown."""
+
+        def forward(self, features: Tensor) -> Tensor:
+            seen.append(features)
+            return features.sum(-1, keepdim=True)
+
+    weight = torch.ones(2, 3, requires_grad=True)
+
+    def model() -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.3)))
+
+    def guide() -> None:
+        with pyro.plate("data", 2):
+            law = dist.Bernoulli(pyro.param("p", torch.full((2,), 0.5)))
+            pyro.sample("z", law, infer={"baseline_input": 2 * weight})
+
+    loss = am.VariationalLoss(estimators={"z": am.ScoreFunction(am.NeuralBaseline(Spy()))})
+    loss.loss_and_grads(model, guide)
+    assert seen and all(s.tolist() == [[2.0] * 3] * 2 and not s.requires_grad for s in seen)
+    assert weight.grad is None
+
+
+def test_the_network_takes_the_program_s_dtype() -> None:
+    """The default dtype is float32 here, and the program's is float64."""
+    half = torch.tensor(0.5, dtype=torch.float64)
+
+    def program() -> None:
+        pyro.sample("z", dist.Bernoulli(half))
+
+    am.VariationalLoss(estimators="neural_baseline").loss_and_grads(program, program)

@@ -1,0 +1,158 @@
+"""The score function against hand numbers: score, cost, copies, scales."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+import amortized as am
+from amortized.estimators.base import Cost, Draw, Site, TorchNoise
+
+pytestmark = pytest.mark.float64
+
+
+def bernoulli(logit: torch.Tensor) -> Site:
+    return Site("z", dist.Bernoulli(logits=logit))
+
+
+def test_the_surrogate_is_zero_and_its_gradient_is_score_times_advantage() -> None:
+    """d log q / d logit = z - p."""
+    logit = torch.tensor([0.4, -1.0], requires_grad=True)
+    draw = Draw(bernoulli(logit), torch.tensor([1.0, 0.0]))
+    owed = am.ScoreFunction(am.Constant(-2.0)).surrogate(draw, Cost(torch.tensor([3.0, 7.0])))
+    assert owed.tolist() == [0.0, 0.0]
+    (gradient,) = torch.autograd.grad(owed.sum(), logit)
+    expected = (draw.value - torch.sigmoid(logit)) * torch.tensor([5.0, 9.0])
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+def test_copies_are_averaged() -> None:
+    logit = torch.tensor(0.4, requires_grad=True)
+    values, costs = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([3.0, 7.0, -1.0])
+    draw = Draw(bernoulli(logit), values, copies=3, axis=-1)
+    owed = am.ScoreFunction(num_samples=3).surrogate(draw, Cost(costs))
+    (gradient,) = torch.autograd.grad(owed.sum(), logit)
+    expected = ((values - torch.sigmoid(logit)) * costs).mean()
+    assert gradient.item() == pytest.approx(expected.item())
+
+
+def test_the_cost_is_not_differentiated() -> None:
+    logit = torch.tensor(0.4, requires_grad=True)
+    cost = torch.tensor(3.0, requires_grad=True)
+    draw = Draw(bernoulli(logit), torch.tensor(1.0))
+    am.ScoreFunction().surrogate(draw, Cost(cost * logit)).backward()
+    assert cost.grad is None
+
+
+@pytest.mark.parametrize(
+    ("estimator", "copies"),
+    [
+        (am.ScoreFunction(), 1),
+        (am.ScoreFunction(am.MovingAverage()), 1),
+        (am.ScoreFunction(am.LeaveOneOut()), 2),
+        (am.ScoreFunction(am.LeaveOneOut(), num_samples=5), 5),
+        (am.ScoreFunction(num_samples=3), 3),
+    ],
+)
+def test_how_many_values_are_drawn(estimator: am.ScoreFunction, copies: int) -> None:
+    site = bernoulli(torch.zeros(4))
+    draw = estimator.draw(site, TorchNoise())
+    assert estimator.copies(site) == draw.copies == copies
+    assert draw.value.shape == ((4,) if copies == 1 else (copies, 4))
+    assert not draw.value.requires_grad
+
+
+def test_with_particles_leave_one_out_needs_no_second_sample() -> None:
+    site = Site("z", dist.Bernoulli(0.5), num_particles=4, particle_dim=-1)
+    assert am.ScoreFunction(am.LeaveOneOut()).copies(site) == 1
+
+
+def test_a_delta_has_no_score() -> None:
+    def program() -> None:
+        pyro.sample("theta", dist.Delta(torch.tensor(0.5)))
+
+    with pytest.raises(am.EstimatorError, match=r"site 'theta'.*Delta.*am\.Pathwise\(\)"):
+        am.VariationalLoss(estimators={"theta": "score_function"}).loss(program, program)
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_samples_is_a_bad_call(count: int) -> None:
+    with pytest.raises(am.UsageError, match=rf"num_samples={count}.*at least 1"):
+        am.ScoreFunction(num_samples=count)
+
+
+def test_a_fraction_of_a_sample_is_a_bad_call() -> None:
+    with pytest.raises(am.UsageError, match=r"num_samples=2\.5"):
+        am.ScoreFunction(num_samples=2.5)  # type: ignore[arg-type]
+
+
+def test_a_baseline_must_be_one() -> None:
+    with pytest.raises(am.UsageError, match=r"baseline=0\.9.*am\.MovingAverage"):
+        am.ScoreFunction(0.9)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "text"),
+    [
+        (am.ScoreFunction(), "ScoreFunction()"),
+        (am.ScoreFunction(am.Constant(1.0)), "ScoreFunction(baseline=Constant(1.0))"),
+    ],
+)
+def test_repr_is_what_one_would_type(estimator: am.ScoreFunction, text: str) -> None:
+    assert repr(estimator) == text
+
+
+X = torch.tensor([0.5, -1.0, 2.0])
+
+
+def subsampled_model() -> None:
+    with pyro.plate("data", 12, subsample=torch.tensor([3, 0, 7])), poutine.scale(scale=0.5):
+        z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.3)))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=X)
+
+
+def subsampled_guide() -> None:
+    logit = pyro.param("logit", torch.tensor([0.1, 0.2, -0.3]))
+    with pyro.plate("data", 12, subsample=torch.tensor([3, 0, 7])), poutine.scale(scale=0.5):
+        pyro.sample("z", dist.Bernoulli(logits=logit))
+
+
+def test_costs_are_scaled_and_scores_are_not() -> None:
+    """Twelve data, three in the batch, all annealed by a half: costs count twice, scores once."""
+    loss = am.VariationalLoss(estimators={"z": am.ScoreFunction(am.Constant(0.25))})
+    estimate = loss.estimate(subsampled_model, subsampled_guide, (), {})
+    estimate.loss.backward()
+    logit = pyro.get_param_store()["logit"]
+    value = estimate.run.guide["z"].value
+    per_datum = 0.5 * (
+        dist.Normal(value, 1.0).log_prob(X)
+        + dist.Bernoulli(torch.full((3,), 0.3)).log_prob(value)
+        - dist.Bernoulli(logits=logit).log_prob(value)
+    )
+    expected = -4.0 * (per_datum - 0.25) * (value - torch.sigmoid(logit))
+    torch.testing.assert_close(logit.grad, expected.detach())
+
+
+def test_a_masked_latent_keeps_its_score() -> None:
+    """Its terms are masked, but an unmasked observation depends on the value."""
+
+    def model() -> None:
+        with pyro.plate("data", 2):
+            with poutine.mask(mask=torch.tensor([True, False])):
+                z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.3)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=X[:2])
+
+    def guide() -> None:
+        logit = pyro.param("logit", torch.tensor([0.1, 0.2]))
+        with pyro.plate("data", 2), poutine.mask(mask=torch.tensor([True, False])):
+            pyro.sample("z", dist.Bernoulli(logits=logit))
+
+    estimate = am.VariationalLoss(estimators="score_function").estimate(model, guide, (), {})
+    estimate.loss.backward()
+    logit, value = pyro.get_param_store()["logit"], estimate.run.guide["z"].value
+    cost = dist.Normal(value, 1.0).log_prob(X[:2])[1]
+    expected = -cost * (value - torch.sigmoid(logit))[1]
+    assert logit.grad[1].item() == pytest.approx(expected.item())

@@ -1,0 +1,252 @@
+"""What the two handlers refuse, replay and record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+import amortized as am
+from amortized.estimators.base import Draw, Site
+from amortized.programs.handlers import per_particle, place, unmasked
+from amortized.programs.records import Layout
+
+Program = Callable[[], object]
+UNIT = dist.Normal(0.0, 1.0)
+TWO = torch.tensor(2.0)
+
+
+def sampling(*names: str) -> Program:
+    """A program that samples these sites."""
+    return lambda: [pyro.sample(name, UNIT) for name in names]
+
+
+def observing(name: str, *latents: str) -> Program:
+    """A program that samples these sites and observes one."""
+
+    def program() -> None:
+        sampling(*latents)()
+        pyro.sample(name, UNIT, obs=TWO)
+
+    return program
+
+
+REFUSED: dict[str, tuple[Program, Program, tuple[str, ...]]] = {
+    "twice in the guide": (sampling("z"), sampling("z", "z"), ("'z'", "guide", "twice")),
+    "twice in the model": (sampling("z", "z"), sampling("z"), ("'z'", "model", "twice")),
+    "observed twice": (
+        lambda: [pyro.sample("x", UNIT, obs=TWO) for _ in range(2)],
+        sampling(),
+        ("'x'", "model", "twice"),
+    ),
+    "observed in the guide": (
+        observing("x", "z"),
+        observing("x", "z"),
+        ("'x'", "guide observes it", "take obs= out"),
+    ),
+    "conditioned in the guide": (
+        sampling("z"),
+        poutine.condition(sampling("z"), {"z": TWO}),
+        ("'z'", "guide observes it"),
+    ),
+    "observed in the model, sampled in the guide": (
+        observing("x", "z"),
+        sampling("z", "x"),
+        ("'x'", "the model observes it", "remove it from the guide"),
+    ),
+    "missing in the guide": (
+        sampling("weight", "z"),
+        sampling("weigth", "z"),
+        ("'weight'", "the guide does not", "['weigth', 'z']", "did you mean 'weigth'"),
+    ),
+    "missing, nothing alike": (
+        sampling("z", "code"),
+        sampling("z"),
+        ("'code'", "the guide does not", "Give the guide a pyro.sample('code', ...)"),
+    ),
+    "marked for enumeration in the model": (
+        lambda: pyro.sample("c", dist.Bernoulli(0.5), infer={"enumerate": "parallel"}),
+        sampling(),
+        ("'c'", "enumeration", "am.Enumerate()"),
+    ),
+    "a factor that does not say": (
+        sampling("z"),
+        lambda: [sampling("z")(), pyro.factor("extra", TWO)],
+        ("'extra'", "has_rsample=True", "has_rsample=False"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_refused_with_the_site_s_name(name: str) -> None:
+    model, guide, parts = REFUSED[name]
+    with pytest.raises(am.ProgramError) as error:
+        am.VariationalLoss().loss(model, guide)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def minibatch(index: list[int] | None, size: int = 10, name: str = "data") -> Program:
+    """A latent a datum on the minibatch that is named, or on a random one."""
+
+    def program() -> None:
+        options = {"subsample_size": 3} if index is None else {"subsample": torch.tensor(index)}
+        with pyro.plate(name, size, **options):
+            pyro.sample("z", UNIT)
+
+    return program
+
+
+@pytest.mark.parametrize("guide", [minibatch(None), minibatch([7, 1, 3])])
+def test_other_data_in_the_guide_are_refused(guide: Program) -> None:
+    """Pyro replaces the model's indices by the guide's, in silence."""
+    with pytest.raises(am.ProgramError, match=r"plate 'data'.*other data.*create_plates="):
+        am.VariationalLoss().loss(minibatch([1, 3, 7]), guide)
+
+
+def test_the_same_data_named_twice_are_fine() -> None:
+    assert am.VariationalLoss().loss(minibatch([1, 3]), minibatch([1, 3])) == 0.0
+
+
+def test_random_data_of_the_guide_are_the_model_s() -> None:
+    run = am.VariationalLoss().estimate(minibatch(None), minibatch(None), (), {}).run
+    assert run.subsamples["data"].shape == (3,) and run.terms[0].value.shape == (3,)
+
+
+def test_plates_of_one_name_and_two_sizes_are_refused() -> None:
+    """The guide's indices among ten would stand for data among a hundred."""
+    with pytest.raises(am.ProgramError, match="plate 'data'"):
+        am.VariationalLoss().loss(minibatch(None, size=100), minibatch(None))
+
+
+def test_latents_of_a_random_minibatch_that_the_guide_does_not_know_are_refused() -> None:
+    with pytest.raises(am.ProgramError, match="plate 'data'"):
+        am.VariationalLoss().loss(minibatch(None), minibatch(None, name="other"))
+
+
+def test_hidden_and_conditioned_statements_inside_a_guide_are_no_sites() -> None:
+    def guide() -> None:
+        with poutine.block(hide=["noise"]):
+            noise = pyro.sample("noise", UNIT)
+        pyro.sample("z", dist.Normal(noise, 1.0))
+
+    run = am.VariationalLoss().estimate(sampling("z"), guide, (), {}).run
+    assert list(run.guide) == ["z"]
+
+
+def test_auxiliary_sites_need_no_place_in_the_model() -> None:
+    def guide() -> None:
+        sampling("z")()
+        pyro.sample("helper", UNIT, infer={"is_auxiliary": True})
+
+    estimate = am.VariationalLoss().estimate(sampling("z"), guide, (), {})
+    assert estimate.run.guide["helper"].auxiliary
+    helper = estimate.run.guide["helper"].value
+    assert estimate.loss.item() == pytest.approx(UNIT.log_prob(helper).item())
+
+
+def test_a_factor_of_the_guide_is_a_part_of_log_q() -> None:
+    def guide() -> None:
+        sampling("z")()
+        pyro.factor("extra", TWO, has_rsample=True)
+
+    assert am.VariationalLoss().loss(sampling("z"), guide) == 2.0
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("before", [True, False])
+def test_a_factor_without_rsample_is_the_score_of_a_draw_by_hand(before: bool) -> None:
+    """The draw may have reached any site, also those before the factor: all costs are charged."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5).mask(False))
+        pyro.factor("reward", 3.0 * z)
+
+    def guide() -> None:
+        logit = pyro.param("logit", torch.tensor(0.4))
+        law = dist.Bernoulli(logits=logit)
+        value = torch.bernoulli(law.probs.detach())
+        if before:
+            pyro.sample("z", dist.Delta(value))
+        pyro.factor("by hand", law.log_prob(value), has_rsample=False)
+        if not before:
+            pyro.sample("z", dist.Delta(value))
+
+    loss = am.VariationalLoss()
+    for _ in range(5):
+        if "logit" in pyro.get_param_store():
+            pyro.get_param_store()["logit"].grad = None
+        estimate = loss.estimate(model, guide, (), {})
+        estimate.loss.backward()
+        logit, value = pyro.get_param_store()["logit"], estimate.run.guide["z"].value
+        cost = 3.0 * value - dist.Bernoulli(logits=logit).log_prob(value)
+        expected = -cost * (value - torch.sigmoid(logit))
+        assert logit.grad.item() == pytest.approx(expected.item())
+
+
+def test_every_particle_draws_its_own() -> None:
+    layout = Layout(nesting=1, num_particles=4)
+    assert per_particle(UNIT, layout).batch_shape == (4, 1)
+    assert per_particle(dist.Normal(torch.zeros(3), 1.0), layout).batch_shape == (4, 3)
+    wide = dist.Normal(torch.zeros(2, 4, 3), 1.0)
+    assert per_particle(wide, layout) is wide
+    delta = dist.Delta(torch.zeros(3))
+    assert per_particle(delta, layout) is delta
+
+
+def test_copies_go_to_the_private_dim() -> None:
+    layout = Layout(nesting=2, num_particles=1)
+    site = Site("z", dist.Normal(torch.zeros(5, 3), 1.0).to_event(1))
+    first = place(Draw(site, torch.randn(4, 5, 3), 4), layout)
+    assert first.axis == -4 and first.value.shape == (4, 1, 1, 5, 3)
+    second = place(Draw(Site("y", UNIT), torch.randn(2), 2), layout)
+    assert second.axis == -5 and second.value.shape == (2, 1, 1, 1, 1)
+
+
+def test_copies_of_dependent_sites_must_not_explode() -> None:
+    def program() -> None:
+        z = torch.tensor(0.0)
+        for step in range(20):
+            z = pyro.sample(f"z{step}", dist.Bernoulli(logits=z))
+
+    with pytest.raises(am.EstimatorError, match=r"site 'z14'.*32768 times.*multiply.*num_particl"):
+        am.VariationalLoss(estimators="enumerate").loss(program, program)
+
+
+def test_masks_are_taken_off_the_law_and_nothing_else() -> None:
+    normal = dist.Normal(torch.zeros(2, 3), 1.0)
+    mask = torch.tensor([True, False, True])
+    assert unmasked(normal.mask(mask)) is normal
+    inner = unmasked(normal.mask(mask).to_event(1))
+    assert inner.event_shape == (3,) and inner.base_dist is normal
+    event = normal.to_event(1)
+    assert unmasked(event) is event and unmasked(event.mask(False)) is event
+
+
+@pytest.mark.parametrize("size", [None, 2, 20])
+def test_a_plate_of_the_minibatch_is_scaled_to_the_data_set(size: int | None) -> None:
+    """A global latent counts once, the data N / B times."""
+
+    def model() -> None:
+        pyro.sample("w", dist.Delta(torch.tensor(1.0)))
+        with pyro.plate("data", 2):
+            pyro.sample("x", UNIT, obs=torch.zeros(2))
+        pyro.factor("prior", torch.tensor(-5.0))
+
+    def guide() -> None:
+        pyro.sample("w", dist.Delta(torch.tensor(1.0)))
+
+    data = am.DataPlate(size=size)
+    estimate = am.VariationalLoss().estimate(model, guide, (), {}, data=data)
+    of_data = -2 * UNIT.log_prob(torch.tensor(0.0)).item() * (1 if size is None else size / 2)
+    assert estimate.loss.item() == pytest.approx(5.0 + of_data)
+    assert estimate.data_size == (size or 2)
+
+
+def test_a_plate_that_knows_the_data_set_is_left_alone() -> None:
+    program = minibatch([1, 3])
+    estimate = am.VariationalLoss().estimate(program, program, (), {}, data=am.DataPlate(size=77))
+    assert estimate.run.guide["z"].scale == 5.0

@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(given, prog_name="amortized", standalone_mode=False)
     except _COMMAND_LINE_ERROR as error:
-        _fail(getattr(error, "message", "") or str(error))
+        _fail(getattr(error, "format_message", error.__str__)())
     except KeyboardInterrupt:
         _fail("interrupted")
     except Exception as error:

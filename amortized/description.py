@@ -99,4 +99,4 @@ def _evaluations(run: Run, in_model: bool) -> int:
         if term.in_model == in_model:
             left = term.value.shape[: max(0, term.value.dim() - run.layout.nesting)]
             counts.append(left.numel())
-    return max(counts)
+    return run.runs * max(counts)

@@ -80,8 +80,8 @@ def _where(term: Term) -> str:
 class LogWeights:
     """log p and log q of plain draws, in nats.
 
-    Shapes: ``[particles, data]`` if ``per_datum``, else ``[particles]``. Subsampling of the data
-    plate is not scaled up per datum.
+    Shapes: ``[particles, data]`` if ``per_datum``, else ``[particles]``. Per datum, the scale of a
+    subsampled data plate is taken out; a total carries all scales of the program.
     """
 
     log_joint: Tensor
@@ -102,11 +102,26 @@ def log_weights_of(run: Run, data: DataPlate) -> LogWeights:
     return LogWeights(sums[0], -sums[1], sums[2], per_datum)
 
 
+def stacked(parts: list[LogWeights]) -> LogWeights:
+    """Particles that ran one by one, together."""
+    return LogWeights(
+        log_joint=torch.cat([part.log_joint for part in parts]),
+        log_guide=torch.cat([part.log_guide for part in parts]),
+        log_likelihood=torch.cat([part.log_likelihood for part in parts]),
+        per_datum=all(part.per_datum for part in parts),
+    )
+
+
 def _sum(run: Run, terms: list[Term], plate: str | None) -> Tensor:
     """The sum of terms, shape ``[particles]`` or ``[particles, data]``."""
     layout = run.layout
     rows = layout.num_particles
-    total: Tensor | float = 0.0
+    size = (
+        None
+        if plate is None
+        else next(r.sizes[plate][0] for r in run.model.values() if plate in r.sizes)
+    )
+    total = torch.zeros(rows if size is None else (rows, size))
     for term in terms:
         value = term.value
         value = value.reshape((1,) * max(0, -layout.particle_dim - value.dim()) + value.shape)
@@ -120,4 +135,4 @@ def _sum(run: Run, terms: list[Term], plate: str | None) -> Tensor:
             value = value.sum(others, keepdim=True) if others else value
             value = value.expand(rows, *value.shape[1:]).reshape(rows, size) * (size / full)
         total = total + value
-    return torch.as_tensor(total)
+    return total

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amortized.description import Description, describe_run
 from amortized.errors import UsageError
-from amortized.estimate import Estimate, LogWeights, log_weights_of
+from amortized.estimate import Estimate, LogWeights, log_weights_of, stacked
 from amortized.estimators.base import Noise, TorchNoise
 from amortized.estimators.choice import Spec
 from amortized.objectives.base import Objective
@@ -186,17 +186,21 @@ class VariationalLoss(nn.Module, PyroELBO):
         data: DataPlate | None = None,
     ) -> LogWeights:
         """log p and log q of plain draws, per particle and, where possible, per data point."""
-        run, plate = self._runner.run(
-            model,
-            guide,
-            args,
-            kwargs,
-            noise=TorchNoise(),
-            choose=None,
-            num_particles=num_particles,
-            data=data,
-        )
-        return log_weights_of(run, plate)
+        rounds, at_once = (1, num_particles) if self.vectorize else (num_particles, 1)
+        parts = []
+        for _ in range(rounds):
+            run, plate = self._runner.run(
+                model,
+                guide,
+                args,
+                kwargs,
+                noise=TorchNoise(),
+                choose=None,
+                num_particles=at_once,
+                data=data,
+            )
+            parts.append(log_weights_of(run, plate))
+        return stacked(parts)
 
     def warm_up(self, model: Program, guide: Program, batch: Any) -> None:
         """Run the pair once on a batch: makes parameters, estimators' copies, and all checks.

@@ -34,10 +34,10 @@ class SiteEstimators(nn.Module):
         key = escaped(site.name)
         if key not in self.by_site:
             self._make(key, site, infer)
-        elif self._families[site.name] != type(site.law).__name__:
+        elif self._families[site.name] != site.family:
             raise EstimatorError(
                 f"site {site.name!r}: this loss knows it as {self._families[site.name]}, and now "
-                f"it is {type(site.law).__name__}; use one loss for each pair of programs, and "
+                f"it is {site.family}; use one loss for each pair of programs, and "
                 "other names for other distributions"
             )
         found = self.by_site[key]
@@ -59,7 +59,7 @@ class SiteEstimators(nn.Module):
         self.by_site[key] = own
         self.learns = self.learns or next(own.parameters(), None) is not None
         self.reasons[site.name] = choice.reason
-        self._families[site.name] = type(site.law).__name__
+        self._families[site.name] = site.family
 
 
 def escaped(name: str) -> str:

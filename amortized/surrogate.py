@@ -66,7 +66,7 @@ def assemble_trees(trees: list[Tree]) -> tuple[Assembled, Run]:
     latents = [replace(latent, draw=nodes[latent.name].placed) for latent in first.run.latents]
     return (
         Assembled(torch.stack(bounds).mean(), costs),
-        replace(first.run, terms=shares, latents=latents),
+        replace(first.run, terms=shares, latents=latents, runs=sum(t.leaves() for t in trees)),
     )
 
 

@@ -92,8 +92,8 @@ class MovingAverage(Baseline):
 
     def __init__(self, decay: float = 0.9) -> None:
         super().__init__()
-        if not 0.0 <= decay < 1.0:
-            raise UsageError(f"MovingAverage(decay={decay}): expected 0 <= decay < 1")
+        if not isinstance(decay, int | float) or not 0.0 <= decay < 1.0:
+            raise UsageError(f"MovingAverage(decay={decay!r}): expected 0 <= decay < 1")
         self.decay = decay
         self.register_buffer("average", torch.zeros(()))
 
@@ -142,7 +142,8 @@ class LeaveOneOut(Baseline):
             return None
         return (
             "a leave-one-out baseline needs at least two draws, and there is one sample of one "
-            "particle; use ScoreFunction(LeaveOneOut(), num_samples=2) or ELBO(num_particles=2)"
+            "particle at a time; use ScoreFunction(LeaveOneOut(), num_samples=2), or "
+            "ELBO(num_particles=2) unless vectorize=False runs particles one by one"
         )
 
     def forward(self, draw: Draw, cost: Cost) -> Tensor:

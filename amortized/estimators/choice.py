@@ -78,6 +78,7 @@ class Recipes:
                 "estimators='auto' is not there yet: name estimators, or leave the argument out "
                 "for the default of each distribution"
             )
+        self.for_all = given is not None and not isinstance(given, Mapping)
         table = given if isinstance(given, Mapping) else {} if given is None else {"*": given}
         self.by_pattern = {pattern: estimator_of(spec) for pattern, spec in table.items()}
 
@@ -105,6 +106,8 @@ class Recipes:
 
     def unmatched(self, names: set[str]) -> list[str]:
         """The keys that match none of the site names."""
+        if self.for_all:
+            return []
         return [
             pattern
             for pattern in self.by_pattern

@@ -41,8 +41,10 @@ class ScoreFunction(Estimator):
                 f"ScoreFunction(baseline={baseline!r}): expected an amortized baseline "
                 "(am.Constant, am.MovingAverage, am.LeaveOneOut, am.NeuralBaseline) or None"
             )
-        if num_samples is not None and num_samples < 1:
-            raise UsageError(f"ScoreFunction(num_samples={num_samples}): expected at least 1")
+        if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
+            raise UsageError(
+                f"ScoreFunction(num_samples={num_samples!r}): expected an int, at least 1"
+            )
         self.baseline = baseline
         self.num_samples = num_samples
 

@@ -104,7 +104,8 @@ class Parameters:
 
     def count(self) -> int:
         """Grows when a step declared a new parameter; cheap enough to ask at every step."""
-        return len(self._stored) + sum(1 for _ in self.loss.parameters())
+        stored = len(pyro.get_param_store() if self._active else self._state["params"])
+        return stored + sum(1 for _ in self.loss.parameters())
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter and buffer, by a name that says whose it is."""
@@ -126,11 +127,10 @@ class Parameters:
             for name, value in snapshot.items():
                 tensors[name].copy_(value)
 
-    def device(self) -> torch.device | None:
-        """Where the first parameter of model or guide lives; None without parameters."""
+    def first(self) -> Tensor | None:
+        """The first parameter of model or guide, whose device is that of the pair."""
         owned = (p for m in (self.model, self.guide) for p in _parameters(m))
-        first = next(itertools.chain(owned, self._stored.values()), None)
-        return None if first is None else first.device
+        return next(itertools.chain(owned, self._stored.values()), None)
 
     def _module_parameters(self) -> list[nn.Parameter]:
         return [p for module in self.modules for p in module.parameters()]

@@ -88,6 +88,7 @@ class Stepper:
         self.validate = validate
         self.steps = 0
         self._count = -1
+        self._first: Tensor | None = None
 
     def warm_up(self, batch: Any) -> None:
         """Runs the pair once, so that every parameter exists; the global stream does not move."""
@@ -150,8 +151,12 @@ class Stepper:
 
     def _placed(self, batch: Any) -> Any:
         """The batch on the device of the parameters."""
-        device = self.parameters.device()
-        return batch if device is None else map_tensors(lambda t: t.to(device), batch)
+        if self._first is None:
+            self._first = self.parameters.first()
+        if self._first is None:
+            return batch
+        device = self._first.device
+        return map_tensors(lambda t: t if t.device == device else t.to(device), batch)
 
     def _refuse_non_finite(self, estimate: Estimate) -> None:
         if not math.isfinite(estimate.loss.item()):

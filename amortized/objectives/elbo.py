@@ -38,8 +38,8 @@ class ELBO(Objective):
     def __init__(
         self, num_particles: int = 1, kl: Literal["sample", "analytic"] = "sample"
     ) -> None:
-        if num_particles < 1:
-            raise UsageError(f"ELBO(num_particles={num_particles}): expected at least 1")
+        if type(num_particles) is not int or num_particles < 1:
+            raise UsageError(f"ELBO(num_particles={num_particles!r}): expected an int, at least 1")
         if kl not in ("sample", "analytic"):
             raise UsageError(f"ELBO(kl={kl!r}): expected 'sample' or 'analytic'")
         self.num_particles = num_particles

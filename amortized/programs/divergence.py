@@ -10,7 +10,10 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from amortized.estimators.base import base_of
 from amortized.programs.records import SiteRecord
+
+_CATEGORICAL = (torch.distributions.Categorical, torch.distributions.OneHotCategorical)
 
 
 def analytic_kl(guide: SiteRecord, prior: SiteRecord) -> tuple[Tensor | None, str]:
@@ -40,17 +43,26 @@ def analytic_kl(guide: SiteRecord, prior: SiteRecord) -> tuple[Tensor | None, st
 
 def closed_kl(q: Any, p: Any) -> Tensor | None:
     """KL(q || p) of shape ``[*batch]``, or None where no closed form is known."""
-    if isinstance(q, dist.Delta):
-        # -log q and log p at the one value: the sampled form is exact already
+    if contains_mask(q) or contains_mask(p) or isinstance(base_of(q), dist.Delta):
+        # a mask inside an event hides terms, not the law; at a Delta the sampled form is exact
         return None
-    q_events, p_events = _independent_dims(q), _independent_dims(p)
-    shared = min(q_events, p_events)
-    inner = None
-    try:
-        inner = kl_divergence(_peel(q, shared), _peel(p, shared))
-    except NotImplementedError:
-        return None
+    shared = min(_independent_dims(q), _independent_dims(p))
+    q, p = _peel(q, shared), _peel(p, shared)
+    if isinstance(q, _CATEGORICAL) and isinstance(p, _CATEGORICAL):
+        inner = _categorical_kl(q, p)
+    else:
+        try:
+            inner = kl_divergence(q, p)
+        except NotImplementedError:
+            return None
     return inner.sum(tuple(range(-shared, 0))) if shared else inner
+
+
+def _categorical_kl(q: Any, p: Any) -> Tensor:
+    """KL of categorical laws; an impossible category of q contributes 0, also to gradients."""
+    impossible = q.logits == -torch.inf
+    ratio = q.logits.masked_fill(impossible, 0.0) - p.logits.masked_fill(impossible, 0.0)
+    return (q.probs * ratio).sum(-1)
 
 
 def _independent_dims(fn: Any) -> int:
@@ -80,6 +92,16 @@ def _masked(value: Tensor, masks: list[Any]) -> Tensor:
     for mask in masks:
         value = scale_and_mask(value, 1.0, mask)
     return value
+
+
+def contains_mask(fn: Any) -> bool:
+    """Whether a distribution masks a part of itself."""
+    while True:
+        if type(fn).__name__ == "MaskedDistribution":
+            return True
+        if type(fn).__name__ not in ("Independent", "ExpandedDistribution"):
+            return False
+        fn = fn.base_dist
 
 
 def _same(a: Any, b: Any) -> bool:

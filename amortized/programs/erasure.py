@@ -43,6 +43,7 @@ def refuse_erased_axes(
     values = values_of(run)
     together = replace(context, layout=run.layout, fixed=values)
     joint = _replay(model, guide, args, kwargs, together, 0)
+    rounding = _rounding([*values.values(), *joint.values()], modules_of(model, guide))
     for axis_name, copy in _witnesses(run.layout, run):
         fixed = {
             name: picked(value, run.layout, _event_dim(run, name), copy)
@@ -57,7 +58,9 @@ def refuse_erased_axes(
                 raise ProgramError(_structure(key, axis_name))
             # a term with randomness of its own cannot be compared
             if torch.equal(first[key], second[key]):
-                _compare(key, picked(joint[key], run.layout, 0, copy), first[key], axis_name)
+                row = picked(joint[key], run.layout, 0, copy)
+                if not _close(row, first[key], rounding):
+                    raise ProgramError(_mixed(key, axis_name))
 
 
 def _replay(
@@ -70,13 +73,18 @@ def _replay(
     return {(t.name, t.in_model): t.value for t in run.terms}
 
 
-def _compare(key: Key, joint: Tensor, alone: Tensor, axis_name: str) -> None:
+def _rounding(tensors: list[Tensor], modules: list[nn.Module]) -> float:
+    """A relative tolerance for the coarsest floating type that takes part."""
+    weights = [p for module in modules for p in module.parameters(recurse=False)]
+    kinds = {t.dtype for t in [*tensors, *weights] if t.is_floating_point()}
+    return max((torch.finfo(kind).eps for kind in kinds), default=1e-7) ** 0.5
+
+
+def _close(joint: Tensor, alone: Tensor, rounding: float) -> bool:
     finite = alone[alone.isfinite()]
     scale = 1.0 + (finite.abs().max() if finite.numel() else 0.0)
-    close = (joint - alone).abs() <= torch.finfo(alone.dtype).eps ** 0.5 * scale
-    same = close | (joint == alone) | (joint.isnan() & alone.isnan())
-    if not bool(same.all()):
-        raise ProgramError(_mixed(key, axis_name))
+    close = (joint - alone).abs() <= rounding * scale
+    return bool((close | (joint == alone) | (joint.isnan() & alone.isnan())).all())
 
 
 def _witnesses(layout: Layout, run: Run) -> Iterator[tuple[str, dict[int, int]]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from amortized.errors import UsageError
+
 
 class Fold(nn.Module):
     """A network behind a folded batch: extra left dims become batch, and come back afterwards.
@@ -21,6 +23,9 @@ class Fold(nn.Module):
     Shapes: inputs ``[*left, *event]``, their ``left`` broadcast together; output
     ``[*left, *rest]``.
 
+    Raises:
+        UsageError: an input has fewer dims than its event, or ``event_dim`` fits other inputs.
+
     >>> decode = Fold(nn.Conv2d(1, 4, 3), event_dim=3)
     >>> decode(torch.zeros(5, 2, 1, 8, 8)).shape
     torch.Size([5, 2, 4, 6, 6])
@@ -33,8 +38,7 @@ class Fold(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Fold, apply, unfold."""
-        dims = self.event_dim
-        events = (dims,) * len(inputs) if isinstance(dims, int) else dims
+        events = self._event_dims(inputs)
         left = torch.broadcast_shapes(
             *(x.shape[: x.dim() - e] for x, e in zip(inputs, events, strict=True))
         )
@@ -44,3 +48,16 @@ class Fold(nn.Module):
             folded.append(x.expand((*left, *event)).reshape(left.numel(), *event))
         output = self.network(*folded)
         return output.reshape(*left, *output.shape[1:])
+
+    def _event_dims(self, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
+        dims = self.event_dim
+        events = (dims,) * len(inputs) if isinstance(dims, int) else dims
+        shapes = [tuple(x.shape) for x in inputs]
+        if len(events) != len(inputs) or any(
+            x.dim() < e for x, e in zip(inputs, events, strict=False)
+        ):
+            raise UsageError(
+                f"Fold({type(self.network).__name__}, event_dim={dims}) got inputs of shapes "
+                f"{shapes}: expected one event_dim for each input, and no more dims than it has"
+            )
+        return events

@@ -142,6 +142,7 @@ class ModelHandler(Messenger):
         self.values = values
         self.subsamples = dict(subsamples)
         self.records: dict[str, SiteRecord] = {}
+        self._own_minibatches: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
@@ -159,11 +160,21 @@ class ModelHandler(Messenger):
             return
         if msg["name"] not in self.values:
             raise ProgramError(_missing(msg, self.values))
+        for frame in msg["cond_indep_stack"]:
+            if frame.name in self._own_minibatches:
+                raise ProgramError(
+                    f"site {msg['name']!r}: the model draws a random minibatch of plate "
+                    f"{frame.name!r} that the guide, which drew this latent, does not know; put "
+                    "the latent into the same plate in the guide"
+                )
         msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _replay_subsample(self, msg: Any) -> None:
         ours = self.subsamples.get(msg["name"])
         if ours is None:
+            drawn = msg["fn"]
+            if msg["value"] is None and drawn.subsample_size not in (None, drawn.size):
+                self._own_minibatches.add(msg["name"])
             return
         if msg["value"] is None:
             msg["value"], msg["done"] = ours, True
@@ -221,7 +232,7 @@ def _refuse_deeper(msg: Any, layout: Layout) -> None:
 
 def factor_of(msg: Any) -> tuple[Draw, Estimator]:
     """A ``pyro.factor`` in a guide: a term of log q, or the score of what was drawn by hand."""
-    differentiable = base_of(msg["fn"]).has_rsample
+    differentiable = vars(base_of(msg["fn"])).get("has_rsample")
     if differentiable is None:
         raise ProgramError(
             f"factor {msg['name']!r} in the guide: say whether it belongs to a draw that is "

@@ -138,3 +138,5 @@ class Run:
     model: dict[str, SiteRecord]
     subsamples: dict[str, Tensor]
     kl_notes: dict[str, str]
+    runs: int = 1
+    """How often both programs ran: more than once where copies are evaluated one by one."""

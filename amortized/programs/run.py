@@ -37,6 +37,7 @@ def run_pair(
     indices = {**(context.fixed or {}), **drawn.subsamples}
     replayed = execute(model, args, kwargs, ModelHandler(context, latent, indices), context)
     _refuse_strangers(drawn.records, replayed.records)
+    _refuse_other_sizes(drawn.records, replayed.records)
     _refuse_other_data_plates(drawn.records, replayed.records, context.data)
     terms, notes = build_terms(drawn.records, replayed.records, context.layout, closed_form)
     return Run(
@@ -95,6 +96,19 @@ def _refuse_strangers(guide: Mapping[str, SiteRecord], model: Mapping[str, SiteR
                 f"site {name!r}: the guide samples it, but the model does not (the model has "
                 f"{sorted(model)}); mend the name, or mark it infer={{'is_auxiliary': True}}"
             )
+
+
+def _refuse_other_sizes(guide: Mapping[str, SiteRecord], model: Mapping[str, SiteRecord]) -> None:
+    """Raise for a plate that has one size in the guide and another in the model."""
+    sizes = {plate: size for record in guide.values() for plate, size in record.sizes.items()}
+    for record in model.values():
+        for plate, size in record.sizes.items():
+            if sizes.get(plate, size) != size:
+                raise ProgramError(
+                    f"plate {plate!r}: the guide has {sizes[plate][0]} of {sizes[plate][1]} "
+                    f"elements, the model {size[0]} of {size[1]}; give both the same size and "
+                    "subsample_size"
+                )
 
 
 def _refuse_other_data_plates(

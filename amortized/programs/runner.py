@@ -17,6 +17,9 @@ from amortized.programs.run import Program, run_pair
 from amortized.programs.sequential import Tree, explore
 from amortized.programs.study import Study, identity, modules_of, probe
 
+# more signatures than any program has, and a bound for scripts that make a program at every step
+_REMEMBERED = 256
+
 Choose = Callable[[Site, Mapping[str, Any]], Estimator]
 
 
@@ -27,7 +30,7 @@ class Runner:
         self.min_nesting = min_nesting
         self.sites: set[str] = set()
         self._studies: dict[Any, Study] = {}
-        self._structures: set[Any] = set()
+        self._structures: dict[Any, None] = {}
         self._modules: dict[Any, tuple[Program, list[nn.Module]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -52,8 +55,8 @@ class Runner:
         study = self._studies.get(key)
         if study is None:
             wanted = data or DataPlate()
-            study = probe(model, guide, args, kwargs, wanted, self.min_nesting, noise)
-            self._studies[key] = study
+            study = probe(model, guide, args, kwargs, wanted, nesting=self.min_nesting, noise=noise)
+            _keep(self._studies, key, study)
             self.sites |= study.sites
         return study
 
@@ -66,7 +69,9 @@ class Runner:
         noise: Noise,
     ) -> None:
         """One more probe, for sites that only some runs reach."""
-        found = probe(model, guide, args, kwargs, DataPlate(), self.min_nesting, noise)
+        found = probe(
+            model, guide, args, kwargs, DataPlate(), nesting=self.min_nesting, noise=noise
+        )
         self.sites |= found.sites
 
     def run(
@@ -103,7 +108,7 @@ class Runner:
             shape = (key, num_particles, tuple(run.guide), tuple(run.model), *run.layout.axes)
             if shape not in self._structures:
                 refuse_erased_axes(model, guide, args, kwargs, run, context)
-                self._structures.add(shape)
+                _keep(self._structures, shape, None)
         return run, plate
 
     def run_sequentially(
@@ -140,7 +145,7 @@ class Runner:
         """Train or eval mode of the modules of a program."""
         key = identity(program)
         if key not in self._modules:
-            self._modules[key] = (program, modules_of(program))
+            _keep(self._modules, key, (program, modules_of(program)))
         return tuple(module.training for module in self._modules[key][1])
 
     def _key(
@@ -160,3 +165,10 @@ class Runner:
             self._modes(guide),
             name,
         )
+
+
+def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:
+    """Remember, and forget the oldest when there is too much."""
+    if len(memory) >= _REMEMBERED:
+        del memory[next(iter(memory))]
+    memory[key] = value

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import getclosurevars, isfunction, ismethod
 from typing import Any
 
 import numpy as np
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from amortized.errors import UsageError
-from amortized.estimators.base import Noise
+from amortized.estimators.base import Noise, base_of
 from amortized.programs.handlers import Context, DeeperPlatesError
 from amortized.programs.records import DataPlate, Layout, Run, SiteRecord
 from amortized.programs.run import run_pair
@@ -37,21 +38,27 @@ class Study:
 def undisturbed(*programs: Any) -> Iterator[None]:
     """Run something and leave no trace: generators and module buffers are put back."""
     python, legacy = random.getstate(), np.random.get_state()
-    buffers = [
-        (buffer, buffer.clone())
+    originals = [
+        (module, name, buffer)
         for module in modules_of(*programs)
-        for buffer in module.buffers(recurse=False)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
     ]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=list(devices)):
+        # another stream: what is initialized in here must not repeat in the draws that follow
+        seed = int(torch.randint(2**62, ()))
+        torch.default_generator.manual_seed(seed)
+        # copies stand in for buffers, which a backward pass may still need as they were
+        for module, name, buffer in originals:
+            module._buffers[name] = buffer.clone()
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(legacy)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+            for module, name, buffer in originals:
+                module._buffers[name] = buffer
 
 
 def probe(
@@ -60,6 +67,7 @@ def probe(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     data: DataPlate,
+    *,
     nesting: int,
     noise: Noise,
 ) -> Study:
@@ -96,7 +104,11 @@ def data_plate_of(model: Mapping[str, SiteRecord], wanted: str | None) -> str | 
                 f"{everywhere or 'no plates'}"
             )
         return wanted
-    observed = [r for r in model.values() if r.observed and not r.auxiliary]
+    observed = [
+        r
+        for r in model.values()
+        if r.observed and not r.auxiliary and type(base_of(r.fn)).__name__ != "Delta"
+    ]
     outermost = {next(iter(r.sizes)) for r in observed if r.sizes}
     return outermost.pop() if len(outermost) == 1 else None
 
@@ -109,27 +121,47 @@ def size_of(model: Mapping[str, SiteRecord], plate: str | None) -> int | None:
 
 
 def identity(program: Any) -> Any:
-    """A key that stays the same for one program: bound methods are new objects at each access."""
-    owner = getattr(program, "__self__", None)
-    return (id(owner), id(program.__func__)) if owner is not None else id(program)
+    """A key that stays the same for one program.
+
+    Bound methods are new objects at each access, and so are partials and handlers such as
+    ``poutine.scale(model, beta)``, which count as what they wrap.
+    """
+    if isinstance(program, partial):
+        return (identity(program.func), *map(identity, program.args))
+    if isinstance(program, Messenger):
+        return type(program).__qualname__
+    if ismethod(program):
+        return (identity(program.__self__), id(program.__func__))
+    return id(program)
 
 
 def modules_of(*programs: Any) -> list[nn.Module]:
     """Every module that the programs are, belong to or close over, submodules included."""
-    roots: list[Any] = []
-    for program in programs:
-        function = program.func if isinstance(program, partial) else program
-        owner = getattr(function, "__self__", None)
-        roots += [program, function, owner]
-        if owner is not None and not isinstance(owner, nn.Module):
-            roots += getattr(owner, "__dict__", {}).values()
-        if isinstance(program, partial):
-            roots += [*program.args, *program.keywords.values()]
-        if inspect.isfunction(function) or inspect.ismethod(function):
-            outer = inspect.getclosurevars(function)
-            roots += [*outer.nonlocals.values(), *outer.globals.values()]
-    found = {id(m): m for r in roots if isinstance(r, nn.Module) for m in r.modules()}
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    waiting = list(programs)
+    while waiting:
+        program = waiting.pop()
+        if id(program) in seen:
+            continue
+        seen.add(id(program))
+        if isinstance(program, nn.Module):
+            found |= {id(module): module for module in program.modules()}
+        elif isinstance(program, partial):
+            waiting += [program.func, *program.args, *program.keywords.values()]
+        elif ismethod(program):
+            owner = program.__self__
+            waiting += [owner, program.__func__, *_modules_among(vars(owner).values())]
+        elif isfunction(program):
+            outer = getclosurevars(program)
+            values = [*outer.nonlocals.values(), *outer.globals.values()]
+            waiting += [v for v in values if isinstance(v, nn.Module | partial)]
+            waiting += [v for v in outer.nonlocals.values() if ismethod(v) or isfunction(v)]
     return list(found.values())
+
+
+def _modules_among(values: Iterable[Any]) -> list[nn.Module]:
+    return [value for value in values if isinstance(value, nn.Module)]
 
 
 def picked(value: Tensor, layout: Layout, event_dim: int, copy: Mapping[int, int]) -> Tensor:

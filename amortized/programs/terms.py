@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from amortized.errors import ProgramError
-from amortized.programs.divergence import analytic_kl
+from amortized.programs.divergence import analytic_kl, contains_mask
 from amortized.programs.records import LatentSite, Layout, Plates, SiteRecord, Term
 
 
@@ -53,9 +53,11 @@ def latents_of(guide: dict[str, SiteRecord], model: dict[str, SiteRecord]) -> li
         first = min(first, position.get(record.name, math.inf))
         if record.draw is None or record.estimator is None:
             continue
+        # a hand-made draw (a factor) may have reached everything before it was declared
+        place, reach = (-1, 0) if record.observed else (order, first)
         found.append(
             LatentSite(
-                record.draw, record.estimator, record.plates, record.plate_scale, order, first
+                record.draw, record.estimator, record.plates, record.plate_scale, place, reach
             )
         )
     return found[::-1]
@@ -70,16 +72,6 @@ def _guide_term(record: SiteRecord, order: int) -> Term:
         log_q = log_q.detach()
     value = scale_and_mask(-log_q, record.scale, record.mask)
     return Term(record.name, "guide", value, record.plates, order)
-
-
-def contains_mask(fn: Any) -> bool:
-    """Whether a distribution masks a part of itself."""
-    while True:
-        if type(fn).__name__ == "MaskedDistribution":
-            return True
-        if type(fn).__name__ not in ("Independent", "ExpandedDistribution"):
-            return False
-        fn = fn.base_dist
 
 
 def _model_term(record: SiteRecord, order: int) -> Term:
@@ -163,17 +155,26 @@ def _checked(term: Term, layout: Layout) -> Term:
             continue
         if dim < layout.particle_dim and dim in layout.axes.values():
             continue
-        raise ProgramError(_undeclared(term, shape[place], dim))
+        raise ProgramError(_undeclared(term, shape[place], dim, layout))
     return term
 
 
-def _undeclared(term: Term, size: int, dim: int) -> str:
+def _undeclared(term: Term, size: int, dim: int, layout: Layout) -> str:
     side = "model" if term.in_model else "guide"
-    return (
+    found = (
         f"site {term.name!r} of the {side}: its log-probability has shape "
         f"{tuple(term.value.shape)}, with size {size} at dim {dim}, but the plates around it are "
-        f"{_plate_names(term.plates)}; a batch dim must be declared: put the statement inside "
-        "pyro.plate(...), or make the dim part of the event with .to_event(1)"
+        f"{_plate_names(term.plates)}"
+    )
+    if size == layout.num_particles or layout.axes:
+        return (
+            f"{found}; a reduction that drops a plate dim, such as z.mean(-1), shifts copies and "
+            "particles onto it: keep the dim, z.mean(-1, keepdim=True). If the dim is a batch "
+            "dim of the program, declare it with pyro.plate(...) or .to_event(1)"
+        )
+    return (
+        f"{found}; a batch dim must be declared: put the statement inside pyro.plate(...), or make "
+        "the dim part of the event with .to_event(1)"
     )
 
 

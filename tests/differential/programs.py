@@ -140,11 +140,30 @@ def may_branch(sites: Iterable[Site], parent: str, num_particles: int) -> bool:
     return single and any(s.name == parent and s.family not in CONTINUOUS for s in chain)
 
 
-def log_outcomes(sites: tuple[Site, ...], site: Site, num_particles: int) -> float:
+def copy_by_copy(spec: Spec) -> bool:
+    """Whether a run for each copy can serve it: there dependence is execution order.
+
+    After an enumerated site in a plate, nothing outside of that plate may come: it might depend.
+    """
+    order = {name: number for number, name in enumerate(spec.model_order)}
+    for number, site in enumerate(spec.sites):
+        if site.estimator == "enumerate" and not looped(site.plates):
+            after = spec.sites[number:]
+            first = min((order[s.name] for s in after if s.name in order), default=len(order))
+            late = [spec.site(name) for name in spec.model_order[first:]]
+            if any(set(site.plates) - set(each.plates) for each in (*after, *late, *spec.terms)):
+                return False
+    return True
+
+
+def log_outcomes(
+    sites: tuple[Site, ...], site: Site, num_particles: int, vectorize: bool = True
+) -> float:
     """An upper bound on the log of the joint outcomes of what the estimator draws at the site."""
     if site.family in CONTINUOUS or site.estimator == "enumerate":
         return 0.0
-    before = ancestors(sites, site.guide_parents)
+    # copy by copy, everything after a site is drawn again for each of its copies
+    before = ancestors(sites, site.guide_parents) if vectorize else sites
     width = math.prod(s.copies ** len(s.names) for s in before)
     draws = site.elements * width * site.copies * num_particles
     return draws * math.log(SUPPORT[site.family])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from tests.differential.programs import (
     Site,
     Spec,
     Term,
+    copy_by_copy,
     log_exact,
     log_outcomes,
     may_branch,
@@ -43,25 +45,27 @@ def specs(draw: st.DrawFn, paths: int = 256) -> Spec:
     """Specs whose estimators, and whose oracle, have at most about `paths` outcomes each."""
     layout = draw(st.sampled_from(sorted(LAYOUTS)))
     particles = draw(st.sampled_from([1, 1, 2]))
+    vectorize = draw(st.sampled_from([True, True, False]))
     sites: tuple[Site, ...] = ()
     left = left_exact = math.log(paths)
     for number in range(draw(st.sampled_from([1, 2, 3, 3, 4]))):
         site = _guide_site(draw, f"z{number}", layout, sites)
-        site = _affordable(draw, site, sites, particles, (left, left_exact))
-        left -= log_outcomes(sites, site, particles)
+        site = _affordable(draw, site, sites, _Budget(left, left_exact, particles, vectorize))
+        left -= log_outcomes(sites, site, particles, vectorize)
         left_exact -= log_exact(site)
         sites = (*sites, site)
     order = tuple(draw(st.permutations([s.name for s in sites if not s.auxiliary])))
-    return Spec(
+    spec = Spec(
         layout=layout,
         sites=_with_model_parents(draw, sites, order),
         model_order=order,
         terms=_terms(draw, layout, sites, particles),
         num_particles=particles,
         kl=draw(st.sampled_from(["sample", "analytic"])),
-        vectorize=draw(st.sampled_from([True, True, False])),
+        vectorize=vectorize,
         seed=draw(st.integers(0, 7)),
     )
+    return spec if vectorize or copy_by_copy(spec) else replace(spec, vectorize=True)
 
 
 def _guide_site(draw: st.DrawFn, name: str, layout: str, before: tuple[Site, ...]) -> Site:
@@ -81,23 +85,28 @@ def _guide_site(draw: st.DrawFn, name: str, layout: str, before: tuple[Site, ...
     )
 
 
-def _affordable(
-    draw: st.DrawFn,
-    site: Site,
-    before: tuple[Site, ...],
-    particles: int,
-    budgets: tuple[float, float],
-) -> Site:
-    """The site with an estimator that its budget allows; continuous if there is none."""
+class _Budget(NamedTuple):
+    """What is left, in log outcomes, and what it is spent on."""
+
+    estimator: float
+    oracle: float
+    particles: int
+    vectorize: bool
+
+
+def _affordable(draw: st.DrawFn, site: Site, before: tuple[Site, ...], budget: _Budget) -> Site:
+    """The site with an estimator that the budget allows; continuous if there is none."""
     if site.family in CONTINUOUS:
         return site
-    if log_exact(site) > budgets[1]:
+    if log_exact(site) > budget.oracle:
         return replace(site, family="normal")
     copies = math.prod(s.copies ** len(s.names) for s in before)
-    rules = [name for name in RULES if name != "particles" or particles > 1]
-    options = [replace(site, estimator=name) for name in rules]
-    options = [s for s in options if log_outcomes(before, s, particles) <= budgets[0]]
-    options = [s for s in options if copies * s.copies ** len(s.names) <= 64]
+    rules = [name for name in RULES if name != "particles" or budget.particles > 1]
+    options = []
+    for option in (replace(site, estimator=name) for name in rules):
+        cost = log_outcomes(before, option, budget.particles, budget.vectorize)
+        if cost <= budget.estimator and copies * option.copies ** len(option.names) <= 64:
+            options.append(option)
     return draw(st.sampled_from(options)) if options else replace(site, family="normal")
 
 

@@ -190,10 +190,12 @@ def test_evaluation_mode_restores_each_submodule() -> None:
     assert net.training and net[0].training and not net[1].training
 
 
-def test_the_device_is_that_of_the_parameters() -> None:
-    assert Parameters(tiny.local_model, tiny.exact_guide, LOSS).device() is None
-    assert ready(tiny.local_model, tiny.param_guide).device() == torch.device("cpu")
-    assert Parameters(tiny.ModuleModel(), tiny.ModuleGuide(), LOSS).device() is not None
+def test_the_first_parameter_may_be_a_modules_or_the_stores() -> None:
+    assert Parameters(tiny.local_model, tiny.exact_guide, LOSS).first() is None
+    in_store = ready(tiny.local_model, tiny.param_guide)
+    assert in_store.first() is in_store.tensors()["store.slope"]
+    model = tiny.ModuleModel()
+    assert Parameters(model, tiny.ModuleGuide(), LOSS).first() is model.noise_unconstrained
 
 
 def test_the_scratch_run_does_not_move_the_global_stream() -> None:

@@ -36,10 +36,12 @@ def assert_equal(ours: PyroELBO, theirs: PyroELBO, pair: Structure, seed: int) -
     expected, expected_gradients = value_and_gradients(theirs, pair, seed)
     value, gradients = value_and_gradients(ours, pair, seed)
     assert value == pytest.approx(expected, rel=1e-12)
-    assert gradients.keys() == expected_gradients.keys()
     assert any(g.abs().sum() > 0 for g in gradients.values())
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-11, atol=1e-12)
+    for name in gradients.keys() | expected_gradients.keys():
+        # a parameter of a branch that only one of the two has visited so far has no gradient
+        zero = torch.zeros(())
+        ours_, theirs_ = gradients.get(name, zero), expected_gradients.get(name, zero)
+        torch.testing.assert_close(ours_, theirs_, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -131,6 +131,8 @@ def _kl(text: str) -> Literal["sample", "analytic"]:
 
 
 def _fit(request: Request) -> None:
+    if request.out is not None:
+        _make(request.out)
     with program_file(request.path) as function, seeded(request.seed):
         program = build(function, request.options)
         loss = VariationalLoss(request.objective, request.estimators or None)
@@ -152,6 +154,14 @@ def _fit(request: Request) -> None:
             _write(request, request.out, history, {**metrics, "train_seconds": seconds})
             _draw(svi, program, history, request.out)
             print(f"metrics and figures are in {request.out}")
+
+
+def _make(out: Path) -> None:
+    """Before training, so that a folder that cannot be written costs nobody an hour."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror}") from error
 
 
 def _first(data: Any, batch_size: int) -> Any:
@@ -181,7 +191,6 @@ def _evaluate(svi: SVI, program: Program) -> dict[str, float]:
 
 
 def _write(request: Request, out: Path, history: History, metrics: dict[str, float]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     report = {
         "program": str(request.path),
         "options": request.options,

@@ -12,7 +12,7 @@ Latents are folded last to first in guide order (iterated expectation):
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,16 +41,74 @@ def assemble(run: Run) -> Assembled:
     """Fold the latents of a run, last to first, into an additive bound."""
     terms = list(run.terms)
     costs: list[tuple[LatentSite, Cost]] = []
-    for latent in reversed(run.latents):
+    for latent in _folding_order(run.latents):
+        leaks = _leaks(latent, run.latents)
         if latent.draw.axis is None:
-            cost = None if latent.estimator.attached else _order_cost(terms, latent)
+            cost = None if latent.estimator.attached else _order_cost(terms, latent, leaks)
         else:
-            terms, cost = _fold(terms, latent)
+            terms, cost = _fold(terms, latent, leaks)
         if cost is not None:
             handed = _per_datum(cost, latent, run.layout)
             terms += _owed(latent, handed)
             costs.append((latent, handed.detach()))
     return Assembled(total(terms, run.layout), costs)
+
+
+def _folding_order(latents: list[LatentSite]) -> Iterator[LatentSite]:
+    """Last to first, except that a site summed out goes before later sites outside its plates.
+
+    Such a later site would sum the plate while every element still stands at the same copy. If
+    none of the sites left depends on the copies, the expectations may be taken in either order.
+    """
+    waiting = list(latents)
+    while waiting:
+        early = next((e for e in waiting[:-1] if _may_go_first(e, waiting)), None)
+        latent = early or waiting[-1]
+        waiting.remove(latent)
+        yield latent
+
+
+def _may_go_first(latent: LatentSite, waiting: list[LatentSite]) -> bool:
+    axis = latent.draw.axis
+    if axis is None or not latent.estimator.attached:
+        return False
+    others = [other for other in waiting if other is not latent]
+    later = [other for other in others if other.order > latent.order]
+    outside = any(not latent.plates <= other.plates for other in later)
+    return outside and not any(_depends(other, axis) for other in others)
+
+
+def _depends(latent: LatentSite, axis: int) -> bool:
+    """Whether a site was drawn anew for each copy on an axis."""
+    shape = latent.draw.site.law.batch_shape
+    return len(shape) >= -axis and shape[axis] > 1
+
+
+@dataclass(frozen=True)
+class _Leak:
+    """Where the elements of a plate stop being apart: a later latent outside the plate.
+
+    It may depend on all elements, and so may every term from there on, in the plate or not.
+    """
+
+    plate: tuple[str, int]
+    guide_order: int
+    model_order: float
+
+    def reaches(self, term: Term) -> bool:
+        """Whether a term may come after the latent."""
+        return term.order >= (self.model_order if term.in_model else self.guide_order)
+
+
+def _leaks(latent: LatentSite, latents: list[LatentSite], by_shape: bool = True) -> list[_Leak]:
+    """The leaks of a site's plates. Copies show in shapes who depends on them; else order does."""
+    axis = latent.draw.axis if by_shape else None
+    found = []
+    for later in latents:
+        if later.order > latent.order and (axis is None or _depends(later, axis)):
+            for plate in latent.plates - later.plates:
+                found.append(_Leak(plate, later.order, later.first_in_model))
+    return found
 
 
 def assemble_trees(trees: list[Tree]) -> tuple[Assembled, Run]:
@@ -66,7 +124,12 @@ def assemble_trees(trees: list[Tree]) -> tuple[Assembled, Run]:
     latents = [replace(latent, draw=nodes[latent.name].placed) for latent in first.run.latents]
     return (
         Assembled(torch.stack(bounds).mean(), costs),
-        replace(first.run, terms=shares, latents=latents, runs=sum(t.leaves() for t in trees)),
+        replace(
+            first.run,
+            terms=shares,
+            latents=latents,
+            runs=sum(1 for tree in trees for _ in tree.runs()),
+        ),
     )
 
 
@@ -81,13 +144,14 @@ def _fold_tree(tree: Tree, costs: list[tuple[LatentSite, Cost]]) -> tuple[list[T
         draw=tree.node.placed,
         first_in_model=tree.first_in_model(tree.node.name),
     )
+    leaks = [leak for run in tree.runs() for leak in _leaks(latent, run.latents, by_shape=False)]
     terms, shares = folded[0]
     if latent.draw.axis is None:
-        cost = None if latent.estimator.attached else _order_cost(terms, latent)
+        cost = None if latent.estimator.attached else _order_cost(terms, latent, leaks)
     else:
         stacked = _stack([terms for terms, _ in folded], latent)
         parts = _stack([parts for _, parts in folded], latent)
-        terms, cost = _fold(stacked, latent)
+        terms, cost = _fold(stacked, latent, leaks)
         shares = [
             replace(t, value=_average(t.value, latent).detach())
             if _carries(t.value, latent.draw.axis)
@@ -150,9 +214,9 @@ def expectation(term: Term, run: Run) -> Tensor:
     return total([replace(term, value=value)], run.layout)
 
 
-def _order_cost(terms: list[Term], latent: LatentSite) -> Tensor | None:
+def _order_cost(terms: list[Term], latent: LatentSite, leaks: list[_Leak]) -> Tensor | None:
     """The downstream cost by execution order, in the plates of the site."""
-    return _cost([t for t in terms if _downstream(t, latent)], latent)
+    return _cost([t for t in terms if _downstream(t, latent)], latent, leaks)
 
 
 def _downstream(term: Term, latent: LatentSite) -> bool:
@@ -166,36 +230,29 @@ def _downstream(term: Term, latent: LatentSite) -> bool:
     return term.order >= latent.order
 
 
-def _fold(terms: list[Term], latent: LatentSite) -> tuple[list[Term], Tensor | None]:
+def _fold(
+    terms: list[Term], latent: LatentSite, leaks: list[_Leak]
+) -> tuple[list[Term], Tensor | None]:
     """Average the terms on the site's private dim over its copies; also the cost of each copy."""
     dependent, kept = [], []
     for term in terms:
         (dependent if _carries(term.value, latent.draw.axis) else kept).append(term)
-    merged: Tensor | None = None
     for term in dependent:
         shared = term.plates & latent.plates
-        value = _onto_plates(term.value, term.plates, shared)
-        if shared == latent.plates:
-            merged = value if merged is None else merged + value
-        elif latent.estimator.joint_copies:
-            kept.append(_folded(value, shared, latent))
-        else:
+        if shared != latent.plates and not latent.estimator.joint_copies:
             raise ProgramError(_entangled(term, latent))
-    if merged is not None:
-        kept.append(_folded(merged, latent.plates, latent))
-    return kept, _cost(dependent, latent)
+        value = _average(_onto_plates(term.value, term.plates, shared), latent)
+        kept.append(replace(term, value=value, plates=shared))
+    return kept, _cost(dependent, latent, leaks)
 
 
-def _folded(value: Tensor, plates: Plates, latent: LatentSite) -> Term:
-    return Term(latent.name, "folded", _average(value, latent), plates, latent.order)
-
-
-def _cost(terms: list[Term], latent: LatentSite) -> Tensor | None:
+def _cost(terms: list[Term], latent: LatentSite, leaks: list[_Leak]) -> Tensor | None:
     """The sum of terms in the plates of the site, attached only if the estimator asks for it."""
     cost: Tensor | None = None
     for term in terms:
         value = term.value if latent.estimator.differentiates_cost else term.value.detach()
-        part = _onto_plates(value, term.plates, latent.plates)
+        apart = latent.plates - {leak.plate for leak in leaks if leak.reaches(term)}
+        part = _onto_plates(value, term.plates, apart)
         cost = part if cost is None else cost + part
     return cost
 

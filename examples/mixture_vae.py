@@ -96,13 +96,14 @@ def purity(clusters: torch.Tensor, labels: torch.Tensor) -> float:
     return float(torch.stack(best).sum()) / len(labels)
 
 
-def main() -> None:
+def main(max_epochs: int = 100) -> None:
     """Fits with c enumerated, and says how well the clusters match labels that nobody showed it."""
     pyro.set_rng_seed(0)
     p = program()
     svi = am.SVI(p.model, p.guide, am.VariationalLoss(), lr=1e-3)
     print(svi.describe(p.train[:128]))
-    print(svi.fit(p.train, p.val, max_epochs=100, callbacks=[am.EarlyStopping(patience=10)]))
+    stopping = am.EarlyStopping(patience=10)
+    print(svi.fit(p.train, p.val, max_epochs=max_epochs, callbacks=[stopping]))
     print(svi.evaluate(p.test, num_particles=100))
     print(
         f"cluster purity on the test images: {purity(svi.guide.most_likely(p.test), p.labels):.2f}"

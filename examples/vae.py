@@ -75,12 +75,13 @@ def program(
     )
 
 
-def main() -> None:
+def main(max_epochs: int = 100) -> None:
     """What the command line does, in five lines."""
     pyro.set_rng_seed(0)
     p = program()
     svi = am.SVI(p.model, p.guide, am.VariationalLoss(am.ELBO(kl="analytic")), lr=1e-3)
-    print(svi.fit(p.train, p.val, max_epochs=100, callbacks=[am.EarlyStopping(patience=10)]))
+    stopping = am.EarlyStopping(patience=10)
+    print(svi.fit(p.train, p.val, max_epochs=max_epochs, callbacks=[stopping]))
     print(svi.evaluate(p.test, num_particles=100))
 
 

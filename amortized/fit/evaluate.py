@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from amortized.errors import UsageError
+from amortized.errors import ProgramError, UsageError
 from amortized.estimate import LogWeights
 from amortized.fit.data import Batches, batch_length
 from amortized.fit.step import Averager, Stepper
@@ -39,64 +39,71 @@ class _Particles:
         return torch.stack([self.log_weight / self.count, self.likelihood / self.count, evidence])
 
 
-def evaluate(
-    stepper: Stepper, batches: Batches, data: DataPlate, *, num_particles: int, max_rows: int
-) -> dict[str, float]:
-    """See `amortized.SVI.evaluate`.
+@final
+class Evaluation:
+    """One call of `amortized.SVI.evaluate`; ``max_rows`` bounds particles times data at a time.
 
     Raises:
         UsageError: ``num_particles`` or ``max_rows`` below 1.
     """
-    for name, value in (("num_particles", num_particles), ("max_rows", max_rows)):
-        if value < 1:
-            raise UsageError(f"{name}={value}: expected at least 1")
-    sums, size = torch.zeros(3, dtype=torch.float64), 0
-    totals = Averager()
-    for batch in batches.epoch():
-        stepper.warm_up(batch)
-        means = None
-        if not totals.weight:
-            means = _per_datum(stepper, batch, data, num_particles, max_rows)
-        if means is None:
-            _average(stepper, batch, data, num_particles, totals)
-        else:
-            sums += means.sum(1)
-            size += means.shape[1]
-    if size:
-        elbo, reconstruction, evidence = (sums / size).tolist()
-        terms = {"elbo": elbo, "reconstruction": reconstruction, "kl": reconstruction - elbo}
-        return {
-            **terms,
-            "log_evidence": evidence,
-            "num_particles": num_particles,
-            "per_datum": True,
-        }
-    means = totals.means()
-    terms = {name: means[name] for name in ("elbo", "reconstruction", "kl")}
-    return {**terms, "num_particles": num_particles, "per_datum": totals.per_datum}
 
+    def __init__(
+        self, stepper: Stepper, data: DataPlate, *, num_particles: int, max_rows: int
+    ) -> None:
+        for name, value in (("num_particles", num_particles), ("max_rows", max_rows)):
+            if value < 1:
+                raise UsageError(f"{name}={value}: expected at least 1")
+        self.stepper, self.data = stepper, data
+        self.num_particles, self.max_rows = num_particles, max_rows
+        self._one_by_one = not stepper.loss.vectorize
+        self._averager = Averager()
 
-def _per_datum(
-    stepper: Stepper, batch: Any, data: DataPlate, num_particles: int, max_rows: int
-) -> Tensor | None:
-    """``[3, B]`` of `_Particles.means`; None where the program has no evidence per data point."""
-    particles = _Particles()
-    # Programs that cannot broadcast take one particle at a time.
-    at_once = max(1, max_rows // batch_length(batch)) if stepper.loss.vectorize else 1
-    with stepper.evaluating():
-        while particles.count < num_particles:
-            count = min(at_once, num_particles - particles.count)
-            chunk = stepper.log_weights(batch, data, count)
-            if not chunk.per_datum:
-                return None
-            particles.add(chunk)
-    return particles.means()
+    def run(self, batches: Batches) -> dict[str, float]:
+        """The numbers of one pass over the data."""
+        sums, size = torch.zeros(3, dtype=torch.float64), 0
+        for batch in batches.epoch():
+            self.stepper.warm_up(batch)
+            means = None if self._averager.weight else self._per_datum(batch)
+            if means is None:
+                self._average(batch)
+            else:
+                sums += means.sum(1)
+                size += means.shape[1]
+        about = {"num_particles": self.num_particles, "per_datum": True}
+        if size:
+            elbo, reconstruction, evidence = (sums / size).tolist()
+            kl = reconstruction - elbo
+            terms = {"elbo": elbo, "reconstruction": reconstruction, "kl": kl}
+            return {**terms, "log_evidence": evidence, **about}
+        means = self._averager.means()
+        terms = {name: means[name] for name in ("elbo", "reconstruction", "kl")}
+        return {**terms, **about, "per_datum": self._averager.per_datum}
 
+    def _per_datum(self, batch: Any) -> Tensor | None:
+        """``[3, B]`` of `_Particles.means`; None where a data point has no evidence of its own."""
+        particles = _Particles()
+        with self.stepper.evaluating():
+            while particles.count < self.num_particles:
+                chunk = self._chunk(batch, self.num_particles - particles.count)
+                if not chunk.per_datum:
+                    return None
+                particles.add(chunk)
+        return particles.means()
 
-def _average(
-    stepper: Stepper, batch: Any, data: DataPlate, num_particles: int, totals: Averager
-) -> None:
-    """The objective's own estimate, repeated until it has used as many particles."""
-    per_run = getattr(stepper.loss.objective, "num_particles", 1)
-    for _ in range(-(-num_particles // per_run)):
-        totals.add(stepper.terms(batch, data), batch_length(batch))
+    def _chunk(self, batch: Any, wanted: int) -> LogWeights:
+        """Log-weights of at most ``wanted`` particles."""
+        if not self._one_by_one:
+            count = min(wanted, max(1, self.max_rows // batch_length(batch)))
+            try:
+                return self.stepper.log_weights(batch, self.data, count)
+            except ProgramError:
+                # A program that trains with one particle need not broadcast over several.
+                self._one_by_one = True
+        return self.stepper.log_weights(batch, self.data, 1)
+
+    def _average(self, batch: Any) -> None:
+        """The objective's own estimate, repeated until it has used as many particles."""
+        per_run = getattr(self.stepper.loss.objective, "num_particles", 1)
+        for _ in range(-(-self.num_particles // per_run)):
+            terms = self.stepper.terms(batch, self.data)
+            self._averager.add(terms, batch_length(batch))

@@ -114,7 +114,9 @@ class Parameters:
             if isinstance(program, nn.Module):
                 state = program.state_dict(keep_vars=True)
                 found |= {f"{owner}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
-        return found | {f"store.{name}": leaf for name, leaf in self._stored.items()}
+        owned = {id(tensor) for tensor in found.values()}
+        stored = self._stored.items()
+        return found | {f"store.{name}": leaf for name, leaf in stored if id(leaf) not in owned}
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of `tensors`."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from amortized.estimators.base import TorchNoise
@@ -57,13 +58,13 @@ def reconstructed(
     record = _observed_images(posterior_run(model, guide, batch)[1], shape)
     if record is None:
         return None
-    return record.value.reshape(-1, *shape), record.fn.mean.reshape(-1, *shape)
+    return record.value.reshape(-1, *shape), _mean(record).reshape(-1, *shape)
 
 
 def imagined(model: Program, batch: Any, shape: tuple[int, int]) -> Tensor | None:
     """Means of p(x | z) with z from the prior, one for each data point of ``batch``."""
     record = _observed_images(prior_run(model, batch), shape)
-    return None if record is None else record.fn.mean.reshape(-1, *shape)
+    return None if record is None else _mean(record).reshape(-1, *shape)
 
 
 def codes(model: Program, guide: Program, batch: Any) -> Tensor | None:
@@ -90,10 +91,11 @@ def _plainly(run: Callable[[Context], T], programs: Iterable[Program]) -> T:
 
 def _mean(record: SiteRecord) -> Tensor:
     """The mean, or the draw where the distribution does not know its mean."""
-    try:
-        return record.fn.mean
-    except NotImplementedError:
-        return record.value
+    with torch.no_grad():  # distributions compute it only now
+        try:
+            return record.fn.mean.detach()
+        except NotImplementedError:
+            return record.value.detach()
 
 
 def _is_code(record: SiteRecord, rows: int) -> bool:

@@ -15,7 +15,7 @@ from amortized.description import Description
 from amortized.errors import UsageError
 from amortized.fit.callbacks import Callback, FitState, as_callbacks
 from amortized.fit.data import as_batches
-from amortized.fit.evaluate import evaluate
+from amortized.fit.evaluate import Evaluation
 from amortized.fit.history import History
 from amortized.fit.loop import Loop, Plan
 from amortized.fit.optimizer import DEFAULT_LR, GroupedOptimizer, LearningRate, OptimizerFactory
@@ -220,9 +220,9 @@ class SVI:
         size = batches.size if self._data.size is None else self._data.size
         data = DataPlate(self._data.name, size)
         with seeded(seed):
-            return evaluate(
-                self._stepper, batches, data, num_particles=num_particles, max_rows=max_rows
-            )
+            return Evaluation(
+                self._stepper, data, num_particles=num_particles, max_rows=max_rows
+            ).run(batches)
 
     def __repr__(self) -> str:
         """One line."""

@@ -51,8 +51,10 @@ def closed_kl(q: Any, p: Any) -> Tensor | None:
     if isinstance(q, _CATEGORICAL) and isinstance(p, _CATEGORICAL):
         inner = _categorical_kl(q, p)
     else:
+        # torch's Bernoulli formula indexes with masks and does not broadcast
+        shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
         try:
-            inner = kl_divergence(q, p)
+            inner = kl_divergence(q.expand(shape), p.expand(shape))
         except NotImplementedError:
             return None
     return inner.sum(tuple(range(-shared, 0))) if shared else inner

@@ -60,9 +60,12 @@ class Tree:
             yield self.node
             yield from self.branches[0].nodes()
 
-    def leaves(self) -> int:
-        """How many runs the tree holds."""
-        return sum(branch.leaves() for branch in self.branches) if self.branches else 1
+    def runs(self) -> Iterator[Run]:
+        """Every run of the tree."""
+        if self.node is None:
+            yield self.run
+        for branch in self.branches:
+            yield from branch.runs()
 
     def first_in_model(self, name: str) -> float:
         """The first model site that a latent or any later one can reach, over all paths."""

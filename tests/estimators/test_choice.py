@@ -110,7 +110,7 @@ def test_what_is_no_estimator_is_refused(wrong: Any) -> None:
 
 
 def test_auto_is_not_there_yet() -> None:
-    with pytest.raises(am.UsageError, match="'auto' is not there yet.*default of each distrib"):
+    with pytest.raises(am.UsageError, match=r"'auto' is not there yet.*default of each distrib"):
         am.VariationalLoss(estimators="auto")
 
 

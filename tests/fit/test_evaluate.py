@@ -7,7 +7,7 @@ import torch
 
 from amortized.errors import UsageError
 from amortized.fit.data import as_batches
-from amortized.fit.evaluate import evaluate
+from amortized.fit.evaluate import Evaluation
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.rng import seeded
 from amortized.fit.step import Stepper
@@ -27,7 +27,8 @@ def run(model, guide, x, num_particles=10, max_rows=8192, loss=None, batch_size=
     batches = as_batches(x, batch_size)
     data = DataPlate(None, batches.size)
     with seeded(0):
-        return evaluate(step, batches, data, num_particles=num_particles, max_rows=max_rows)
+        options = {"num_particles": num_particles, "max_rows": max_rows}
+        return Evaluation(step, data, **options).run(batches)
 
 
 @pytest.mark.parametrize("max_rows", [8192, 64, 1], ids=["at once", "chunks", "one by one"])
@@ -92,14 +93,15 @@ def test_particles_of_the_objective_count(monkeypatch: pytest.MonkeyPatch) -> No
     assert calls == [4, 4, 2, 2]
 
 
-def test_programs_that_cannot_broadcast_are_evaluated_one_by_one() -> None:
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_programs_that_cannot_broadcast_are_evaluated_one_by_one(vectorize: bool) -> None:
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z.reshape(len(x)), 1.0), obs=x)
 
     x = tiny.data(5)
-    found = run(model, tiny.exact_guide, x, 3, loss=VariationalLoss(vectorize=False))
+    found = run(model, tiny.exact_guide, x, 3, loss=VariationalLoss(vectorize=vectorize))
     assert found["log_evidence"] == pytest.approx(tiny.log_evidence(x), abs=1e-9)
 
 

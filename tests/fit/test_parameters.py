@@ -152,6 +152,7 @@ def test_snapshots_bring_back_parameters_buffers_and_the_store() -> None:
     parameters = ready(Normed(), tiny.param_guide)
     before = parameters.snapshot()
     assert {"model.norm.running_mean", "model.norm.weight", "store.slope"} <= set(before)
+    assert len({id(tensor) for tensor in parameters.tensors().values()}) == len(before)
     with torch.no_grad():
         for tensor in parameters.tensors().values():
             tensor.add_(1)

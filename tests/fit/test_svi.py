@@ -248,6 +248,31 @@ def test_describe_needs_no_global_store() -> None:
     assert "Pathwise" in str(svi.describe(tiny.data(4))) and len(pyro.get_param_store()) == 0
 
 
+def test_parameters_local_to_their_modules() -> None:
+    with pyro.settings.context(module_local_params=True):
+        guide = tiny.ModuleGuide()
+        svi = am.SVI(tiny.ModuleModel(), guide, lr=0.05)
+        before = guide.layer.weight.item()
+        quiet(svi, tiny.data(), tiny.data(8), max_epochs=2, seed=0)
+        assert guide.layer.weight.item() != before and svi.params() == {}
+
+
+def test_lazy_layers() -> None:
+    class Guide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LazyLinear(1)
+
+        def forward(self, x):
+            loc = self.layer(x.unsqueeze(-1)).squeeze(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, 1.0))
+
+    svi = am.SVI(tiny.local_model, Guide(), lr=0.05)
+    history = quiet(svi, tiny.data(), max_epochs=20, seed=0)
+    assert history["train_loss"][-1] < history["train_loss"][0]
+
+
 def test_learning_rates_by_group() -> None:
     svi = am.SVI(tiny.ModuleModel(), tiny.ModuleGuide(), lr={"model": 0.0, "guide": 0.1})
     svi.step(tiny.data())

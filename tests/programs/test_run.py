@@ -108,7 +108,7 @@ def test_a_program_s_own_error_class_passes() -> None:
 
 
 def test_a_reduction_that_drops_a_plate_s_dim_is_not_blamed_on_a_plate() -> None:
-    """The particles slide onto the dim that was reduced: that, not a missing plate, is the cause."""
+    """The particles slide onto the dim that was reduced; no plate is missing."""
 
     def program() -> None:
         with pyro.plate("data", 3):

@@ -159,7 +159,8 @@ def test_equal_seeds_make_equal_parameters() -> None:
 
 
 def study_of(model: Any, wanted: str | None = None) -> Any:
-    return probe(model, lambda: None, (), {}, DataPlate(wanted), 0, TorchNoise())
+    plate = DataPlate(wanted)
+    return probe(model, lambda: None, (), {}, plate, nesting=0, noise=TorchNoise())
 
 
 def observe(name: str, *plates: tuple[str, int, int]) -> None:

@@ -1,0 +1,180 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+from amortized.cli import main
+
+PROGRAM = """
+import math
+import pyro, pyro.distributions as dist, torch
+import amortized as am
+
+def program(size: int = 64, path: str = "", broken: bool = False):
+    pixels = (torch.rand(size, 6) > 0.5).float()
+    net = torch.nn.Linear(2, 6)
+
+    def model(x):
+        decode = pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.5))
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = decode(z) + c.unsqueeze(-1)
+            if broken:
+                raise RuntimeError("two\\nlines")
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(torch.sigmoid(pyro.param("logit", torch.tensor(0.0)))))
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    return am.Program(model, guide, pixels, pixels[:16], pixels[:20], (2, 3), torch.arange(20) % 4)
+"""
+TOTALS = """
+import pyro, pyro.distributions as dist, torch
+import amortized as am
+
+def program():
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(m, 1.0).expand([8]).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("m", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    return am.Program(model, guide, torch.ones(8), test=TEST)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(PROGRAM, encoding="utf-8")
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
+    """Exit code, standard output and standard error."""
+    with pytest.raises(SystemExit) as found:
+        main(arguments)
+    return (found.value.code, *capsys.readouterr())
+
+
+def fit(capsys: pytest.CaptureFixture[str], program: str, *more: str) -> str:
+    """A run that must succeed."""
+    code, out, err = run(capsys, "fit", program, "--epochs", "2", "--batch-size", "32", *more)
+    assert code == 0, err
+    return out
+
+
+def test_it_shows_the_sites_and_the_test_numbers(capsys, program: str) -> None:
+    out = fit(capsys, program, "--estimator", "c=leave_one_out", "--estimator", "z=pathwise")
+    assert "LeaveOneOut" in out and "mapping 'c'" in out
+    assert "History(epochs=2/2, train_loss=" in out
+    assert "test ELBO" in out and "test evidence" in out and "nats per data point" in out
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_files_are_written_only_where_asked(
+    capsys, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    fit(capsys, program)
+    assert not list(here.iterdir())
+    fit(capsys, program, "--out", "runs/a", "--set", "size=40", "--seed", "3", "--kl", "analytic")
+    found = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
+    names = ("metrics.json", "history.csv", "curves.png", "reconstructions.png", "samples.png")
+    assert found == {f"runs/a/{name}" for name in (*names, "latent.png")}
+    metrics = json.loads((here / "runs/a/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["options"] == {"size": "40"} and metrics["seed"] == 3
+    assert metrics["objective"] == "ELBO(num_particles=1, kl='analytic')"
+    assert metrics["epochs"] == 2 and metrics["test_elbo"] <= metrics["test_log_evidence"]
+
+
+def test_the_seed_decides_everything_and_is_local(capsys, program: str) -> None:
+    before = torch.get_rng_state()
+    lines = []
+    for seed in ("0", "0", "1"):
+        out = fit(capsys, program, "--seed", seed)
+        lines.append([line for line in out.splitlines() if line.startswith("test")])
+    assert lines[0] == lines[1] != lines[2]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_progress_is_a_plain_line_and_can_be_off(capsys, program: str) -> None:
+    arguments = ("fit", program, "--epochs", "2")
+    assert "epoch 2/2  loss" in run(capsys, *arguments)[2]
+    assert run(capsys, *arguments, "--no-progress")[2] == ""
+
+
+@pytest.mark.parametrize("test", ["None", "torch.ones(8)"])
+def test_programs_without_a_plate_or_test_data(capsys, tmp_path: Path, test: str) -> None:
+    path = tmp_path / "totals.py"
+    path.write_text(TOTALS.replace("TEST", test), encoding="utf-8")
+    out = fit(capsys, str(path), "--out", str(tmp_path / "out"))
+    assert ("no test data" if test == "None" else "nats in all") in out
+    assert (tmp_path / "out" / "curves.png").is_file()
+
+
+MISTAKES = [
+    (["nowhere.py"], "no program file nowhere.py"),
+    (["PROGRAM", "--set", "sise=3"], "did you mean size?"),
+    (["PROGRAM", "--set", "size"], "--set size: expected name=value"),
+    (["PROGRAM", "--set", "size=big"], "--set size=big: expected a whole number"),
+    (["PROGRAM", "--set", "size=0"], "the data set is empty"),
+    (["PROGRAM", "--estimator", "d=pathwise"], "estimators['d'] matches no latent site"),
+    (["PROGRAM", "--estimator", "c=pathwise"], "site 'c'"),
+    (["PROGRAM", "--estimator", "c=scorefunction"], "did you mean 'score_function'?"),
+    (["PROGRAM", "--kl", "exact"], "--kl exact: expected sample or analytic"),
+    (["PROGRAM", "--num-particles", "0"], "num_particles=0"),
+    (["PROGRAM", "--epochs", "0"], "max_epochs=0: expected at least 1"),
+    (["PROGRAM", "--epochs", "many"], "--epochs"),
+    (["PROGRAM", "--lr", "-1"], "lr=-1.0"),
+    (["PROGRAM", "--wrong"], "--wrong"),
+    ([], "argument"),
+    (["PROGRAM", "--set", "broken=true"], "RuntimeError: two lines (--traceback shows where)"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: str(value)[:30])
+def test_a_mistake_is_one_sentence(capsys, program: str, arguments, message: str) -> None:
+    given = [program if a == "PROGRAM" else a for a in arguments]
+    code, _, err = run(capsys, "fit", *given, "--no-progress")
+    assert code == 2 and message.lower() in err.lower()
+    assert err.startswith("amortized: ") and len(err.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_found_out_before_training(capsys, program: str) -> None:
+    code, out, err = run(capsys, "fit", program, "--out", program)
+    assert code == 2 and out == "" and err == f"amortized: --out {program}: File exists\n"
+
+
+def test_an_unknown_command_is_a_sentence_too(capsys) -> None:
+    code, _, err = run(capsys, "frobnicate")
+    assert code == 2 and len(err.splitlines()) == 1 and "frobnicate" in err
+
+
+def test_tracebacks_are_there_when_asked_for(program: str) -> None:
+    with pytest.raises(RuntimeError, match="two"):
+        main(["fit", program, "--set", "broken=true", "--traceback"])
+
+
+def test_help_is_no_mistake(capsys) -> None:
+    code, out, _ = run(capsys, "fit", "--help")
+    assert code == 0 and "--estimator" in out
+
+
+def test_python_dash_m() -> None:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "amortized", "fit", "nowhere.py"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "amortized: no program file nowhere.py\n"

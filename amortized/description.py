@@ -43,7 +43,8 @@ class Description:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         heads = ("site", "distribution", "estimator", "why", "copies", "plates", "KL")
         for head in heads:
-            table.add_column(head, justify="right" if head == "copies" else "left")
+            justify = "right" if head == "copies" else "left"
+            table.add_column(head, justify=justify, overflow="fold")
         for row in self.rows:
             table.add_row(
                 row.site,
@@ -56,9 +57,10 @@ class Description:
             )
         text = io.StringIO()
         Console(file=text, width=120, color_system=None).print(table)
-        body = "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        table_text = "\n".join(line for line in lines if line)
         return (
-            f"{body.rstrip()}\n\nobjective {self.objective} · {self.data} · one step evaluates the "
+            f"{table_text}\n\nobjective {self.objective} · {self.data} · one step evaluates the "
             f"guide {self.guide_evaluations} and the model {self.model_evaluations} times a datum"
         )
 
@@ -69,7 +71,11 @@ def describe_run(
     """The description of a finished run."""
     rows = [_row(latent, run, reasons) for latent in run.latents]
     size = size_of(run.model, data.name)
-    named = "no data plate: numbers are totals" if size is None else f"{size} data in {data.name!r}"
+    named = (
+        "no data plate: numbers are totals"
+        if size is None
+        else f"data plate {data.name!r} of {size}"
+    )
     return Description(
         rows=rows,
         objective=repr(objective),

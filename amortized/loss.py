@@ -209,19 +209,23 @@ class VariationalLoss(nn.Module, PyroELBO):
         """
         self._dry_run(model, guide, batch)
 
-    def describe(self, model: Program, guide: Program, batch: Any) -> Description:
+    def describe(
+        self, model: Program, guide: Program, batch: Any, *, data: DataPlate | None = None
+    ) -> Description:
         """One row a latent site: its estimator, why, copies, plates; printed as a table."""
-        estimate = self._dry_run(model, guide, batch)
+        estimate = self._dry_run(model, guide, batch, data)
         return describe_run(estimate.run, self.objective, self.estimators.reasons, estimate.data)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Plain Pyro traces of one run, which the base class asks its children for."""
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
-    def _dry_run(self, model: Program, guide: Program, batch: Any) -> Estimate:
+    def _dry_run(
+        self, model: Program, guide: Program, batch: Any, data: DataPlate | None = None
+    ) -> Estimate:
         args, kwargs = as_arguments(batch)
         with undisturbed(model, guide), torch.no_grad():
-            return self.estimate(model, guide, args, kwargs)
+            return self.estimate(model, guide, args, kwargs, data=data)
 
     def _check_keys(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -13,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 import amortized as am
+from amortized.estimate import log_weights_of
 
 pytestmark = pytest.mark.float64
 
@@ -261,3 +263,11 @@ def test_global_latents_count_once_when_a_minibatch_stands_for_all() -> None:
 def test_a_data_plate_that_does_not_exist_is_named() -> None:
     with pytest.raises(am.UsageError, match=r"data_plate='batch'.*\['data'\]"):
         am.VariationalLoss().estimate(shared, shared_guide, (), {}, data=am.DataPlate("batch"))
+
+
+def test_log_weights_live_where_their_terms_do() -> None:
+    """Meta tensors stand for a GPU: a sum begun on the CPU would not mix with them."""
+    run = am.VariationalLoss().estimate(model, guide, (None,), {}).run
+    moved = [replace(term, value=term.value.to("meta")) for term in run.terms]
+    weights = log_weights_of(replace(run, terms=moved), am.DataPlate("data"))
+    assert weights.log_joint.device.type == "meta" and weights.log_joint.shape == (1, 3)

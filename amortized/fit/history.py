@@ -98,6 +98,6 @@ class History(dict[str, list[float]]):
         shown = [f"epochs={self._epochs}{total}"]
         if self.stopped is not None:
             shown.append(self.stopped)
-        last = self.last()
+        last = {key: value for key, value in self.last().items() if not math.isnan(value)}
         shown += [f"{key}={last[key]:.2f}" for key in ("train_loss", "val_elbo") if key in last]
         return f"History({', '.join(shown)})"

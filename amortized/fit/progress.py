@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -158,5 +159,6 @@ def summary(metrics: Mapping[str, float], speed: float) -> str:
     'loss 21.50  val ELBO -22.25  KL 9.00  1,234/s'
     """
     names = {"train_loss": "loss", "val_elbo": "val ELBO", "kl": "KL"}
-    parts = [f"{label} {metrics[key]:.2f}" for key, label in names.items() if key in metrics]
+    shown = {label: metrics.get(key, math.nan) for key, label in names.items()}
+    parts = [f"{label} {value:.2f}" for label, value in shown.items() if not math.isnan(value)]
     return "  ".join([*parts, f"{speed:,.0f}/s"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from amortized.errors import ProgramError
+from amortized.estimators.base import base_of
 from amortized.programs.divergence import analytic_kl, contains_mask
 from amortized.programs.records import LatentSite, Layout, Plates, SiteRecord, Term
 
@@ -65,7 +66,7 @@ def latents_of(guide: dict[str, SiteRecord], model: dict[str, SiteRecord]) -> li
 
 def _guide_term(record: SiteRecord, order: int) -> Term:
     if record.draw is None or contains_mask(record.fn):
-        log_q = record.fn.log_prob(record.value)
+        log_q = _log_prob(record, record.value)
     else:
         log_q = record.draw.log_prob
     if record.estimator is not None and not record.estimator.attached:
@@ -81,11 +82,25 @@ def _model_term(record: SiteRecord, order: int) -> Term:
         for mask in (record.mask, own):
             if isinstance(mask, Tensor):
                 value = fill_hidden(record.fn, value, mask)
-    log_p = record.fn.log_prob(value)
+    log_p = _log_prob(record, value)
     role = "likelihood" if record.observed else "prior"
     return Term(
         record.name, role, scale_and_mask(log_p, record.scale, record.mask), record.plates, order
     )
+
+
+def _log_prob(record: SiteRecord, value: Tensor) -> Tensor:
+    try:
+        return record.fn.log_prob(value)
+    except ValueError as error:
+        family = type(base_of(record.fn)).__name__
+        reason = " ".join(str(error).split())
+        raise ProgramError(
+            f"site {record.name!r}: {family} of batch shape {tuple(record.fn.batch_shape)} and "
+            f"event shape {tuple(record.fn.event_shape)} refuses a value of shape "
+            f"{tuple(value.shape)}: {reason[:300]}. Look for NaN, values outside the support, or "
+            "a shape that plates and .to_event do not describe"
+        ) from error
 
 
 def fill_hidden(fn: Any, value: Tensor, mask: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ def test_the_repr_has_what_matters() -> None:
     found.stopped = "early stopped"
     assert repr(found) == "History(epochs=2/5, early stopped, train_loss=2.00, val_elbo=-2.50)"
     assert repr(History()) == "History(epochs=0)"
+    found.record({"train_loss": 1.5})  # an epoch that Ctrl-C ended has no validation
+    assert repr(found) == "History(epochs=3/5, early stopped, train_loss=1.50)"
 
 
 def test_csv_has_a_row_an_epoch_and_empty_cells(tmp_path) -> None:

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from functools import partial
 from typing import Any
 
 import pyro
@@ -150,3 +151,51 @@ def test_programs_made_anew_at_each_step_are_not_all_kept() -> None:
         del wrapped
     gc.collect()
     assert sum(reference() is not None for reference in references) < 200
+
+
+def bit(erase: bool = False) -> None:
+    """A bit and a bonus for it, which may or may not mix the copies."""
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.factor("bonus", 3.0 * (z.mean() if erase else z))
+
+
+def guess() -> None:
+    pyro.sample("z", dist.Bernoulli(0.5))
+
+
+def test_partials_and_handlers_are_not_checked_for_each_other() -> None:
+    """A keyword may choose another program: what was checked was the first one."""
+    loss = am.VariationalLoss(estimators="enumerate")
+    loss.loss(partial(bit, erase=False), guess)
+    with pytest.raises(am.ProgramError, match="mixes"):
+        loss.loss(partial(bit, erase=True), guess)
+
+
+def test_partials_and_handlers_keep_their_own_data_plate() -> None:
+    """Conditioned on x or on y, the model has its data in one plate or in the other."""
+
+    def both() -> None:
+        with pyro.plate("xs", 3):
+            pyro.sample("x", standard())
+        with pyro.plate("ys", 6):
+            pyro.sample("y", standard())
+
+    def other_of(name: str) -> Any:
+        return poutine.block(both, hide=[name])
+
+    loss = am.VariationalLoss()
+    for name, plate, size in (("x", "xs", 3), ("y", "ys", 6)):
+        model = poutine.condition(both, data={name: torch.zeros(size)})
+        estimate = loss.estimate(model, other_of(name), (), {})
+        assert (estimate.data_plate, estimate.data_size) == (plate, size)
+
+
+def test_wrapping_anew_at_each_step_costs_no_probe() -> None:
+    """Annealing by `poutine.scale(model, beta)` is a common idiom."""
+    loss, pair = am.VariationalLoss(), Counted()
+    x = torch.zeros(3)
+    loss.loss(poutine.scale(pair.model, scale=0.1), pair.guide, x)
+    before = pair.runs
+    for step in range(5):
+        loss.loss(poutine.scale(pair.model, scale=0.2 + step), pair.guide, x)
+    assert pair.runs == before + 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import platform
 import random
 import time
@@ -15,8 +16,6 @@ import pyro
 import torch
 from rich.console import Console
 from rich.table import Table
-
-import amortized as am
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom, so that scipy is not needed.
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -102,6 +101,5 @@ def show(table: Table) -> None:
     console.print(table)
     console.print(
         f"torch {torch.__version__}, pyro {pyro.__version__}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} thread(s), {platform.machine()}; amortized from "
-        f"{am.__path__[0].rsplit('/', 2)[-2]}"
+        f"{torch.get_num_threads()} thread(s), {platform.machine()}, {os.cpu_count()} cores"
     )

@@ -121,7 +121,8 @@ def _sum(run: Run, terms: list[Term], plate: str | None) -> Tensor:
         if plate is None
         else next(r.sizes[plate][0] for r in run.model.values() if plate in r.sizes)
     )
-    total = torch.zeros(rows if size is None else (rows, size))
+    like = run.terms[0].value if run.terms else torch.zeros(())
+    total = like.new_zeros((rows,) if size is None else (rows, size))
     for term in terms:
         value = term.value
         value = value.reshape((1,) * max(0, -layout.particle_dim - value.dim()) + value.shape)

@@ -82,9 +82,15 @@ def test_the_table_as_text() -> None:
     assert heads in [line.split() for line in lines]
     assert any(line.split()[:3] == ["c", "Categorical", "Enumerate()"] for line in lines)
     assert "ELBO(num_particles=2, kl='sample')" in lines[-1]
-    assert "6 data in 'rows'" in lines[-1]
+    assert "data plate 'rows'" in lines[-1]
     assert "guide 4 and the model 8 times" in lines[-1]
     assert all(len(line) <= 120 for line in lines[:-1]) and "\x1b" not in text
+
+
+def test_the_data_plate_and_size_that_the_caller_names() -> None:
+    data = am.DataPlate("columns", 300)
+    text = str(am.VariationalLoss().describe(model, guide, (), data=data))
+    assert "data plate 'columns' of 300" in text
 
 
 def test_without_a_data_plate_the_numbers_are_totals() -> None:

@@ -27,16 +27,17 @@ def signature_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any,
 
     Numbers count by type only, so that an annealed float or a step counter is no new signature.
     """
-    return (*map(_key, args), *((name, _key(kwargs[name])) for name in sorted(kwargs)))
+    return (*map(key_of, args), *((name, key_of(kwargs[name])) for name in sorted(kwargs)))
 
 
-def _key(value: Any) -> Any:
+def key_of(value: Any) -> Any:
+    """A hashable key of one argument."""
     if isinstance(value, Tensor | np.ndarray):
         return (tuple(value.shape), value.dtype)
     if isinstance(value, bool | str | None):
         return value
     if isinstance(value, tuple | list):
-        return tuple(map(_key, value))
+        return tuple(map(key_of, value))
     if isinstance(value, Mapping):
-        return tuple((str(k), _key(value[k])) for k in value)
+        return tuple((str(k), key_of(value[k])) for k in value)
     return type(value).__name__

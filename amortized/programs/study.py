@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from amortized.errors import UsageError
 from amortized.estimators.base import Noise, base_of
+from amortized.programs.batches import key_of
 from amortized.programs.handlers import Context, DeeperPlatesError
 from amortized.programs.records import DataPlate, Layout, Run, SiteRecord
 from amortized.programs.run import run_pair
@@ -124,15 +125,18 @@ def identity(program: Any) -> Any:
     """A key that stays the same for one program.
 
     Bound methods are new objects at each access, and so are partials and handlers such as
-    ``poutine.scale(model, beta)``, which count as what they wrap.
+    ``poutine.scale(model, beta)``: they count as what they wrap and how. Numbers count by type, so
+    that an annealed scale is no new program.
     """
     if isinstance(program, partial):
-        return (identity(program.func), *map(identity, program.args))
+        named = sorted(program.keywords.items())
+        return (identity(program.func), *map(identity, program.args), *map(identity, named))
     if isinstance(program, Messenger):
-        return type(program).__qualname__
+        held = sorted(vars(program).items())
+        return (type(program).__qualname__, *((name, identity(value)) for name, value in held))
     if ismethod(program):
-        return (identity(program.__self__), id(program.__func__))
-    return id(program)
+        return (id(program.__self__), id(program.__func__))
+    return id(program) if callable(program) else key_of(program)
 
 
 def modules_of(*programs: Any) -> list[nn.Module]:
@@ -151,7 +155,8 @@ def modules_of(*programs: Any) -> list[nn.Module]:
             waiting += [program.func, *program.args, *program.keywords.values()]
         elif ismethod(program):
             owner = program.__self__
-            waiting += [owner, program.__func__, *_modules_among(vars(owner).values())]
+            held = getattr(owner, "__dict__", {})
+            waiting += [owner, program.__func__, *_modules_among(held.values())]
         elif isfunction(program):
             outer = getclosurevars(program)
             values = [*outer.nonlocals.values(), *outer.globals.values()]

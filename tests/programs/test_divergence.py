@@ -59,6 +59,12 @@ CLOSED: dict[str, tuple[Any, Any, list[int], float]] = {
         [],
         2 * (0.2 * math.log(0.4) + 0.8 * math.log(1.6)),
     ),
+    "bits under a common prior": (
+        dist.Bernoulli(torch.full((4, 3), 0.2)).to_event(1),
+        dist.Bernoulli(torch.full((3,), 0.5)).to_event(1),
+        [4],
+        3 * (0.2 * math.log(0.4) + 0.8 * math.log(1.6)),
+    ),
     "log-normals": (dist.LogNormal(0.7, 0.5), dist.LogNormal(-0.2, 1.3), [], ELEMENT),
 }
 

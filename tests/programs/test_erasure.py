@@ -147,6 +147,24 @@ def test_dropout_in_a_module_passes_and_stays_on(wide: str) -> None:
     assert all(module.training for module in model.modules())
 
 
+class Mixer(nn.Module):
+    """A layer that is wrong."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y + y.mean()
+
+
+@pytest.mark.parametrize("wide", sorted(WIDE))
+def test_dropout_does_not_hide_mixing(wide: str) -> None:
+    """Its own randomness is off while copies are compared."""
+    particles, estimator = WIDE[wide]
+    model = Model(nn.Dropout(0.5), Mixer())
+    loss = am.VariationalLoss(am.ELBO(particles), {"z": estimator})
+    with pytest.raises(am.ProgramError, match="site 'x' of the model mixes"):
+        loss.loss(model, pair(model.net)[1], DATA)
+    assert all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("wide", sorted(WIDE))
 def test_batch_norm_in_training_is_refused_and_its_buffers_untouched(wide: str) -> None:
     """Folded, so that it runs: its statistics are over all copies."""

@@ -102,6 +102,25 @@ def test_an_unknown_support_is_left_as_it_is() -> None:
     assert fill_hidden(law, value, torch.tensor([True, False])) is value
 
 
+@pytest.mark.parametrize(
+    ("law", "value", "cause"),
+    [
+        (dist.Bernoulli(torch.tensor(0.5)), torch.tensor(0.3), "support"),
+        (dist.Normal(0.0, 1.0), torch.tensor(math.nan), "NaN"),
+        (dist.Normal(torch.zeros(3), 1.0).to_event(1), torch.zeros(2), "shape"),
+    ],
+)
+def test_a_value_that_its_law_refuses_is_named(
+    law: dist.Distribution, value: torch.Tensor, cause: str
+) -> None:
+    def model() -> None:
+        pyro.sample("pixels", law, obs=value)
+
+    with pytest.raises(am.ProgramError, match=r"site 'pixels'.*refuses a value") as error:
+        am.VariationalLoss().loss(model, lambda: None)
+    assert cause in str(error.value)
+
+
 DATA = torch.tensor([1.0, math.nan, 3.0])
 SEEN = torch.tensor([True, False, True])
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from amortized.estimators.base import base_of
 from amortized.programs.records import DataPlate, Run, Term
 from amortized.programs.study import size_of
 from amortized.surrogate import expectation
@@ -88,6 +89,9 @@ class LogWeights:
     log_guide: Tensor
     log_likelihood: Tensor
     per_datum: bool
+    is_evidence: bool = True
+    """False: the mean weight is not p(x), since a latent has no density in the guide (a Delta that
+    is no transformed draw) or terms carry a scale that is not subsampling's."""
 
 
 def log_weights_of(run: Run, data: DataPlate) -> LogWeights:
@@ -99,7 +103,16 @@ def log_weights_of(run: Run, data: DataPlate) -> LogWeights:
         _sum(run, [t for t in run.terms if t.role in roles], data.name if per_datum else None)
         for roles in (("likelihood", "prior"), ("guide",), ("likelihood",))
     ]
-    return LogWeights(sums[0], -sums[1], sums[2], per_datum)
+    return LogWeights(sums[0], -sums[1], sums[2], per_datum, _weighs_evidence(run))
+
+
+def _weighs_evidence(run: Run) -> bool:
+    latents = [r for r in run.guide.values() if not r.observed]
+    points = [r for r in latents if type(base_of(r.fn)).__name__ == "Delta"]
+    if points and not any(r.auxiliary for r in latents):
+        return False
+    records = (*run.guide.values(), *run.model.values())
+    return all(abs(float(r.scale) - float(r.plate_scale)) < 1e-6 * r.plate_scale for r in records)
 
 
 def stacked(parts: list[LogWeights]) -> LogWeights:
@@ -109,6 +122,7 @@ def stacked(parts: list[LogWeights]) -> LogWeights:
         log_guide=torch.cat([part.log_guide for part in parts]),
         log_likelihood=torch.cat([part.log_likelihood for part in parts]),
         per_datum=all(part.per_datum for part in parts),
+        is_evidence=all(part.is_evidence for part in parts),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from amortized.errors import EstimatorError
+from amortized.errors import EstimatorError, UsageError
 from amortized.estimators.base import Estimator, Site, parameters_of
 from amortized.estimators.choice import Recipes, Spec
 
@@ -44,6 +44,18 @@ class SiteEstimators(nn.Module):
         if not isinstance(found, Estimator):
             raise EstimatorError(f"site {site.name!r}: {found!r} is no estimator")
         return found
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse the state of sites that this loss has not met yet."""
+        start = f"{prefix}by_site."
+        sites = {k.removeprefix(start).split(".")[0] for k in state_dict if k.startswith(start)}
+        unmet = sorted(sites - set(self.by_site))
+        if unmet:
+            raise UsageError(
+                f"the state holds estimators of {unmet}, and this loss has not met these sites: "
+                "call loss.warm_up(model, guide, batch) before load_state_dict"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _make(self, key: str, site: Site, infer: Mapping[str, Any]) -> None:
         choice = self.recipes.choose(site, infer.get("estimator"), bool(infer.get("enumerate")))

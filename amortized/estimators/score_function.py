@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from amortized.errors import UsageError
@@ -73,10 +74,10 @@ class ScoreFunction(Estimator):
         cost = cost.detach()
         score = draw.log_prob - draw.log_prob.detach()
         if self.baseline is None:
-            owed = score * cost.copies
+            owed = score * _finite(cost.copies)
         else:
             predicted = self.baseline(draw, cost)
-            owed = score * (cost.copies - predicted.detach())
+            owed = score * _finite(cost.copies - predicted.detach())
             fit = self.baseline.regression(predicted, cost.copies)
             owed = owed if fit is None else owed + fit
         return owed if draw.axis is None else owed.mean(draw.axis, keepdim=True)
@@ -96,3 +97,8 @@ class ScoreFunction(Estimator):
         if self.baseline is not None:
             given.append(f"baseline={self.baseline!r}")
         return f"ScoreFunction({', '.join(given)})"
+
+
+def _finite(signal: Tensor) -> Tensor:
+    """The signal, 0 where it is infinite or NaN: 0 * inf would spoil the value of the loss."""
+    return torch.where(signal.isfinite(), signal, torch.zeros_like(signal))

@@ -57,27 +57,35 @@ class Evaluation:
         self.num_particles, self.max_rows = num_particles, max_rows
         self._one_by_one = not stepper.loss.vectorize
         self._averager = Averager()
+        self._is_evidence = True
 
     def run(self, batches: Batches) -> dict[str, float]:
         """The numbers of one pass over the data."""
-        sums, size = torch.zeros(3, dtype=torch.float64), 0
-        for batch in batches.epoch():
-            self.stepper.warm_up(batch)
-            means = None if self._averager.weight else self._per_datum(batch)
-            if means is None:
-                self._average(batch)
-            else:
-                sums += means.sum(1)
-                size += means.shape[1]
         about = {"num_particles": self.num_particles, "per_datum": True}
-        if size:
-            elbo, reconstruction, evidence = (sums / size).tolist()
+        found = self._all_per_datum(batches)
+        if found is not None:
+            elbo, reconstruction, evidence = found
             kl = reconstruction - elbo
             terms = {"elbo": elbo, "reconstruction": reconstruction, "kl": kl}
-            return {**terms, "log_evidence": evidence, **about}
+            return {**terms, **({"log_evidence": evidence} if self._is_evidence else {}), **about}
+        for batch in batches.epoch():
+            self.stepper.warm_up(batch)
+            self._average(batch)
         means = self._averager.means()
         terms = {name: means[name] for name in ("elbo", "reconstruction", "kl")}
         return {**terms, **about, "per_datum": self._averager.per_datum}
+
+    def _all_per_datum(self, batches: Batches) -> list[float] | None:
+        """Means over the data of `_Particles.means`; None if one batch has no such numbers."""
+        sums, size = torch.zeros(3, dtype=torch.float64), 0
+        for batch in batches.epoch():
+            self.stepper.warm_up(batch)
+            means = self._per_datum(batch)
+            if means is None:
+                return None
+            sums += means.sum(1)
+            size += means.shape[1]
+        return (sums / size).tolist() if size else None
 
     def _per_datum(self, batch: Any) -> Tensor | None:
         """``[3, B]`` of `_Particles.means`; None where a data point has no evidence of its own."""
@@ -87,6 +95,7 @@ class Evaluation:
                 chunk = self._chunk(batch, self.num_particles - particles.count)
                 if not chunk.per_datum:
                     return None
+                self._is_evidence = self._is_evidence and chunk.is_evidence
                 particles.add(chunk)
         return particles.means()
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from amortized.errors import ProgramError
 from amortized.fit.rng import side_stream
 from amortized.programs.run import is_guide_messenger
+from amortized.programs.study import modules_of
 
 GROUPS: tuple[str, ...] = ("model", "guide", "estimators")
 
@@ -61,6 +62,11 @@ class Parameters:
         return tuple(m for m in (self.model, self.guide, self.loss) if isinstance(m, nn.Module))
 
     @property
+    def networks(self) -> list[nn.Module]:
+        """Every module that the pair is, belongs to or closes over, and the loss."""
+        return [*modules_of(self.model, self.guide), self.loss]
+
+    @property
     def _stored(self) -> dict[str, Tensor]:
         """The private store's leaves by name; while it is current, Pyro holds the newest."""
         if self._active:
@@ -78,7 +84,7 @@ class Parameters:
         if not stray or is_guide_messenger(self.guide):
             return
         scratch_scope = pyro.get_param_store().scope()
-        with scratch_scope as scratch, evaluation_mode(*self.modules), side_stream():
+        with scratch_scope as scratch, evaluation_mode(*self.networks), side_stream():
             self.guide(*args, **kwargs)
         self._guide_names = set(scratch["params"])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amortized.estimators.base import TorchNoise
 from amortized.fit.data import batch_length
@@ -16,6 +16,7 @@ from amortized.programs.batches import as_arguments
 from amortized.programs.handlers import Context, DeeperPlatesError, GuideHandler, ModelHandler
 from amortized.programs.records import Layout, SiteRecord
 from amortized.programs.run import execute, run_pair
+from amortized.programs.study import modules_of
 
 Program = Callable[..., Any]
 Records = Mapping[str, SiteRecord]
@@ -79,7 +80,7 @@ def codes(model: Program, guide: Program, batch: Any) -> Tensor | None:
 
 def _plainly(run: Callable[[Context], T], programs: Iterable[Program]) -> T:
     """Runs in eval mode without gradients, with as many plate dims as the programs need."""
-    modules = [program for program in programs if isinstance(program, nn.Module)]
+    modules = modules_of(*programs)
     nesting = 0
     while True:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import pyro
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from amortized.errors import NonFiniteError
 from amortized.estimate import Estimate, LogWeights
-from amortized.fit.data import map_tensors
+from amortized.fit.data import batch_length, map_tensors
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.parameters import Parameters, evaluation_mode
 from amortized.fit.rng import side_stream
@@ -109,6 +109,7 @@ class Stepper:
         batch = self._placed(batch)
         with self.parameters.scope(), self._validation():
             args, kwargs = as_arguments(batch)
+            data = replace(data, rows=batch_length(batch))
             estimate = self.loss.estimate(self.model, self.guide, args, kwargs, data=data)
             self._refuse_non_finite(estimate)
             if self.parameters.count() != self._count:
@@ -136,7 +137,7 @@ class Stepper:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """The private store, eval mode, no gradients, no validation."""
-        with self.parameters.scope(), evaluation_mode(*self.parameters.modules):
+        with self.parameters.scope(), evaluation_mode(*self.parameters.networks):
             with self._validation():
                 yield
 

@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from amortized.errors import EstimatorError, ProgramError
+from amortized.errors import EstimatorError, ProgramError, UsageError
 from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of
 from amortized.estimators.pathwise import Pathwise
 from amortized.estimators.score_function import ScoreFunction
@@ -217,10 +217,10 @@ def _missing(msg: Any, values: Mapping[str, Tensor]) -> str:
             "model is not there yet; sample it in the guide and give it am.Enumerate()"
         )
     close = get_close_matches(name, sorted(values), 1)
-    hint = f"; did you mean {close[0]!r} in the guide?" if close else ""
+    hint = f"; did you mean {close[0]!r} in the guide" if close else ""
     return (
         f"site {name!r}: the model samples it, but the guide does not (the guide has "
-        f"{sorted(values)}){hint} Give the guide a pyro.sample({name!r}, ...), or observe it"
+        f"{sorted(values)}){hint}. Give the guide a pyro.sample({name!r}, ...), or observe it"
     )
 
 
@@ -290,6 +290,12 @@ def record_of(
     for frame in msg["cond_indep_stack"]:
         full = frame.full_size if frame.full_size is not None else frame.size
         if data.size is not None and frame.name == data.name and full == frame.size:
+            if data.rows is not None and data.rows != frame.size:
+                raise UsageError(
+                    f"plate {frame.name!r} was taken for the data plate, but it has {frame.size} "
+                    f"elements and the minibatch {data.rows} rows; name the plate whose elements "
+                    "are data points: am.SVI(..., data_plate=...)"
+                )
             full = data.size
             scale = scale * (full / frame.size)
         sizes[frame.name] = (frame.size, full)

@@ -27,10 +27,12 @@ class DataPlate:
         name: the plate's name; None means the sole outermost plate that holds observations.
         size: the full size of the data set. Where the program's plate declares only the
             minibatch, its sites are rescaled by ``size / B``, so that global latents count once.
+        rows: the length of the minibatch, which such a plate must have (`UsageError`).
     """
 
     name: str | None = None
     size: int | None = None
+    rows: int | None = None
 
 
 @dataclass

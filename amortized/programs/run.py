@@ -65,7 +65,7 @@ def execute(
     except (AmortizedError, DeeperPlatesError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        hint = _axes_hint(error, context)
+        hint = _axes_hint(error, context) or _parameter_hint(error, list(handler.records))
         if hint is None:
             raise
         raise ProgramError(hint) from error
@@ -85,6 +85,19 @@ def _axes_hint(error: Exception, context: Context) -> str | None:
         f"{type(error).__name__}: {error}. Programs must broadcast over left dims: wrap networks "
         "that cannot in am.Fold(network), branch on values only at single-sample sites, or "
         "evaluate copy by copy with VariationalLoss(..., vectorize=False)"
+    )
+
+
+def _parameter_hint(error: Exception, before: list[str]) -> str | None:
+    """A sentence about a distribution that refuses its parameters, if it was that."""
+    reason = " ".join(str(error).split())
+    if not isinstance(error, ValueError) or not reason.startswith("Expected parameter"):
+        return None
+    place = f"after site {before[-1]!r}" if before else "before its first sample statement"
+    return (
+        f"a distribution {place} got parameters that it refuses: {reason[:300]}. Use softplus or "
+        "exp for scales, softmax or logits for probabilities; NaN here usually means a learning "
+        "rate that is too high"
     )
 
 

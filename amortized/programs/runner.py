@@ -19,6 +19,8 @@ from amortized.programs.study import Study, identity, modules_of, probe
 
 # more signatures than any program has, and a bound for scripts that make a program at every step
 _REMEMBERED = 256
+# the runs of one structure at which its copies are compared
+_LOOK_AGAIN = (0, 10, 100, 1_000, 10_000)
 
 Choose = Callable[[Site, Mapping[str, Any]], Estimator]
 
@@ -30,7 +32,7 @@ class Runner:
         self.min_nesting = min_nesting
         self.sites: set[str] = set()
         self._studies: dict[Any, Study] = {}
-        self._structures: dict[Any, None] = {}
+        self._structures: dict[Any, int] = {}
         self._modules: dict[Any, tuple[Program, list[nn.Module]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,7 +95,7 @@ class Runner:
             ProgramError: names, plates or shapes do not fit, or copies are mixed.
         """
         study = self.study(model, guide, args, kwargs, noise, data)
-        plate = replace(study.data, size=None if data is None else data.size)
+        plate = study.data if data is None else replace(data, name=study.data.name)
         while True:
             context = Context(Layout(study.nesting, num_particles), noise, choose, plate)
             try:
@@ -106,9 +108,11 @@ class Runner:
         if run.layout.axes or num_particles > 1:
             key = self._key(model, guide, args, kwargs, data)
             shape = (key, num_particles, tuple(run.guide), tuple(run.model), *run.layout.axes)
-            if shape not in self._structures:
+            times = self._structures.get(shape, 0)
+            # weights that start at zero hide a mixture of copies: look again as they grow
+            if times in _LOOK_AGAIN:
                 refuse_erased_axes(model, guide, args, kwargs, run, context)
-                _keep(self._structures, shape, None)
+            _keep(self._structures, shape, times + 1)
         return run, plate
 
     def run_sequentially(
@@ -126,7 +130,7 @@ class Runner:
     ) -> tuple[list[Tree], DataPlate]:
         """A tree of runs for each particle, copy by copy, and the data plate by name."""
         study = self.study(model, guide, args, kwargs, noise, data)
-        plate = replace(study.data, size=None if data is None else data.size)
+        plate = study.data if data is None else replace(data, name=study.data.name)
         while True:
             context = Context(Layout(study.nesting), noise, choose, plate)
             try:
@@ -169,6 +173,6 @@ class Runner:
 
 def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:
     """Remember, and forget the oldest when there is too much."""
-    if len(memory) >= _REMEMBERED:
+    if key not in memory and len(memory) >= _REMEMBERED:
         del memory[next(iter(memory))]
     memory[key] = value

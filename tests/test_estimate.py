@@ -271,3 +271,37 @@ def test_log_weights_live_where_their_terms_do() -> None:
     moved = [replace(term, value=term.value.to("meta")) for term in run.terms]
     weights = log_weights_of(replace(run, terms=moved), am.DataPlate("data"))
     assert weights.log_joint.device.type == "meta" and weights.log_joint.shape == (1, 3)
+
+
+def test_weights_without_a_guide_density_are_no_evidence() -> None:
+    x = torch.ones(3)
+
+    def model(scale: float = 1.0) -> None:
+        with pyro.plate("data", 3):
+            with poutine.scale(scale=scale):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def point() -> None:
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Delta(x / 2))
+
+    def spread(scale: float = 1.0) -> None:
+        with pyro.plate("data", 3), poutine.scale(scale=scale):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    loss = am.VariationalLoss()
+    assert not loss.log_weights(model, point, (), {}, num_particles=2).is_evidence
+    assert loss.log_weights(model, spread, (), {}, num_particles=2).is_evidence
+    assert not loss.log_weights(model, spread, (0.1,), {}, num_particles=2).is_evidence
+
+
+def test_an_impossible_event_makes_the_loss_infinite_not_nan() -> None:
+    def model() -> None:
+        pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.factor("impossible", torch.tensor(-float("inf")))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Bernoulli(0.5))
+
+    assert am.VariationalLoss(estimators="score_function").loss(model, guide) == float("inf")

@@ -131,3 +131,16 @@ def test_a_refusal_names_site_reason_and_recipe() -> None:
         am.VariationalLoss().loss(program, program)
     text = str(error.value)
     assert "site 'count' (infer['enumerate'] at the site) asks for Enumerate()" in text
+
+
+def test_state_of_sites_not_met_yet_is_refused_with_the_remedy() -> None:
+    def program() -> None:
+        pyro.sample("z", dist.Bernoulli(0.5))
+
+    loss = am.VariationalLoss(estimators="moving_average")
+    loss.warm_up(program, program, ())
+    fresh = am.VariationalLoss(estimators="moving_average")
+    with pytest.raises(am.UsageError, match="warm_up"):
+        fresh.load_state_dict(loss.state_dict())
+    fresh.warm_up(program, program, ())
+    fresh.load_state_dict(loss.state_dict())

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import getclosurevars, isfunction, ismethod
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -158,11 +159,20 @@ def modules_of(*programs: Any) -> list[nn.Module]:
             held = getattr(owner, "__dict__", {})
             waiting += [owner, program.__func__, *_modules_among(held.values())]
         elif isfunction(program):
-            outer = getclosurevars(program)
-            values = [*outer.nonlocals.values(), *outer.globals.values()]
-            waiting += [v for v in values if isinstance(v, nn.Module | partial)]
-            waiting += [v for v in outer.nonlocals.values() if ismethod(v) or isfunction(v)]
+            waiting += _closed_over(program)
+        elif isfunction(call := vars(type(program)).get("__call__")):
+            waiting.append(MethodType(call, program))
     return list(found.values())
+
+
+def _closed_over(function: Any) -> list[Any]:
+    try:
+        outer = getclosurevars(function)
+    except ValueError:  # a cell that is not filled yet
+        return []
+    values = [*outer.nonlocals.values(), *outer.globals.values()]
+    inner = [v for v in outer.nonlocals.values() if ismethod(v) or isfunction(v)]
+    return inner + [v for v in values if isinstance(v, nn.Module | partial)]
 
 
 def _modules_among(values: Iterable[Any]) -> list[nn.Module]:

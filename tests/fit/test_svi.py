@@ -316,3 +316,43 @@ def test_the_repr_is_one_line() -> None:
     assert repr(svi) == (
         "SVI(steps=1, loss=VariationalLoss(ELBO(num_particles=1, kl='sample'), {}))"
     )
+
+
+def series(x: torch.Tensor) -> None:
+    """Rows are series, but the outer plate is time."""
+    with pyro.plate("time", 5, dim=-2), pyro.plate("series", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(5, len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+
+def series_guide(x: torch.Tensor) -> None:
+    with pyro.plate("time", 5, dim=-2), pyro.plate("series", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x.T / 2, pyro.param("s", torch.tensor(0.7))))
+
+
+def test_a_data_plate_that_is_not_the_minibatch_is_refused() -> None:
+    x = torch.randn(20, 5)
+    with pytest.raises(am.UsageError, match=r"plate 'time'.*5 elements.*10 rows"):
+        quiet(am.SVI(series, series_guide), x, max_epochs=1, batch_size=10)
+    svi = am.SVI(series, series_guide, data_plate="series")
+    history = quiet(svi, x, max_epochs=1, batch_size=10, seed=0)
+    assert 5.0 < history["train_loss"][0] < 12.0
+
+
+def test_networks_of_function_programs_are_evaluated_in_eval_mode() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4))
+    modes = []
+
+    def model(x: torch.Tensor) -> None:
+        pyro.module("network", network)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            modes.append(network.training)
+            pyro.sample("x", dist.Normal(z + network(x.unsqueeze(-1)).sum(-1), 1.0), obs=x)
+
+    svi = am.SVI(model, tiny.param_guide)
+    quiet(svi, tiny.data(), max_epochs=1)
+    before, seen = network[1].running_mean.clone(), len(modes)
+    svi.evaluate(tiny.data(), 2)
+    assert not any(modes[seen:]) and all(modes[:seen]) and network.training
+    assert torch.equal(network[1].running_mean, before)

@@ -199,3 +199,21 @@ def test_wrapping_anew_at_each_step_costs_no_probe() -> None:
     for step in range(5):
         loss.loss(poutine.scale(pair.model, scale=0.2 + step), pair.guide, x)
     assert pair.runs == before + 5
+
+
+def test_copies_that_only_grown_weights_reveal_as_mixed() -> None:
+    weight = torch.zeros((), requires_grad=True)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard())
+            pyro.sample("x", dist.Normal(weight * z.mean(), 1.0), obs=x)
+
+    loss, x = am.VariationalLoss(am.ELBO(num_particles=3)), torch.ones(4)
+    pair = (model, Counted().guide)
+    loss.loss(*pair, x)
+    with torch.no_grad():
+        weight.fill_(0.5)
+    with pytest.raises(am.ProgramError, match="mixes the particles"):
+        for _ in range(10):
+            loss.loss(*pair, x)

@@ -60,7 +60,8 @@ def _folding_order(latents: list[LatentSite]) -> Iterator[LatentSite]:
     Such a later site would sum the plate while every element still stands at the same copy. If
     none of the sites left depends on the copies, the expectations may be taken in either order.
     """
-    waiting = list(latents)
+    # a pathwise site owes nothing and has nothing to average: it stands in nobody's way
+    waiting = [s for s in latents if s.draw.axis is not None or not s.estimator.attached]
     while waiting:
         early = next((e for e in waiting[:-1] if _may_go_first(e, waiting)), None)
         latent = early or waiting[-1]

@@ -183,6 +183,12 @@ FOUND = {  # what random programs found, made small by hand
         Site("g", "bernoulli", estimator="enumerate"),
         x=Term("x", "normal", IN, ("z", "g")),
     ),
+    "an enumerated plate with a pathwise child, and an independent enumerated site": one_plate(
+        Site("z", "bernoulli", IN, model_parents=("g",), estimator="enumerate"),
+        Site("y", "normal", IN, ("z",)),
+        Site("g", "bernoulli", estimator="enumerate"),
+        model_order=("g", "y", "z"),
+    ),
     "a mask that is one number": one_plate(
         Site("z", "normal"), x=Term("x", "normal", (), ("z",), masked=True)
     ),

@@ -14,6 +14,7 @@ Randomness is handed in as a `Noise`, so that laws can enumerate it and comparis
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -165,10 +166,17 @@ class Estimator(nn.Module, ABC):
 _WRAPPERS = ("MaskedDistribution", "Independent", "ExpandedDistribution")
 
 
+def wrappers_of(fn: Any) -> Iterator[Any]:
+    """The masks, event dims and expansions around a distribution, outermost first."""
+    while type(fn).__name__ in _WRAPPERS:
+        yield fn
+        fn = fn.base_dist
+
+
 def base_of(fn: Any) -> Any:
     """The distribution inside masks, event dims and expansions."""
-    while type(fn).__name__ in _WRAPPERS:
-        fn = fn.base_dist
+    for layer in wrappers_of(fn):
+        fn = layer.base_dist
     return fn
 
 

@@ -13,9 +13,9 @@ from amortized.estimators.base import TorchNoise
 from amortized.fit.data import batch_length
 from amortized.fit.parameters import evaluation_mode
 from amortized.programs.batches import as_arguments
-from amortized.programs.handlers import Context, DeeperPlatesError, GuideHandler, ModelHandler
+from amortized.programs.handlers import Context, GuideHandler, ModelHandler
 from amortized.programs.records import Layout, SiteRecord
-from amortized.programs.run import execute, run_pair
+from amortized.programs.run import execute, run_pair, with_room
 from amortized.programs.study import modules_of
 
 Program = Callable[..., Any]
@@ -81,13 +81,12 @@ def codes(model: Program, guide: Program, batch: Any) -> Tensor | None:
 def _plainly(run: Callable[[Context], T], programs: Iterable[Program]) -> T:
     """Runs in eval mode without gradients, with as many plate dims as the programs need."""
     modules = modules_of(*programs)
-    nesting = 0
-    while True:
-        try:
-            with evaluation_mode(*modules):
-                return run(Context(Layout(nesting), TorchNoise()))
-        except DeeperPlatesError as deeper:
-            nesting = deeper.nesting
+
+    def attempt(room: int) -> T:
+        with evaluation_mode(*modules):
+            return run(Context(Layout(room), TorchNoise()))
+
+    return with_room(0, attempt)[0]
 
 
 def _mean(record: SiteRecord) -> Tensor:

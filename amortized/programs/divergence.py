@@ -10,7 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from amortized.estimators.base import base_of
+from amortized.estimators.base import base_of, wrappers_of
 from amortized.programs.records import SiteRecord
 
 _CATEGORICAL = (torch.distributions.Categorical, torch.distributions.OneHotCategorical)
@@ -43,7 +43,7 @@ def analytic_kl(guide: SiteRecord, prior: SiteRecord) -> tuple[Tensor | None, st
 
 def closed_kl(q: Any, p: Any) -> Tensor | None:
     """KL(q || p) of shape ``[*batch]``, or None where no closed form is known."""
-    if contains_mask(q) or contains_mask(p) or isinstance(base_of(q), dist.Delta):
+    if is_masked(q) or is_masked(p) or isinstance(base_of(q), dist.Delta):
         # a mask inside an event hides terms, not the law; at a Delta the sampled form is exact
         return None
     shared = min(_independent_dims(q), _independent_dims(p))
@@ -96,14 +96,9 @@ def _masked(value: Tensor, masks: list[Any]) -> Tensor:
     return value
 
 
-def contains_mask(fn: Any) -> bool:
+def is_masked(fn: Any) -> bool:
     """Whether a distribution masks a part of itself."""
-    while True:
-        if type(fn).__name__ == "MaskedDistribution":
-            return True
-        if type(fn).__name__ not in ("Independent", "ExpandedDistribution"):
-            return False
-        fn = fn.base_dist
+    return any(type(layer).__name__ == "MaskedDistribution" for layer in wrappers_of(fn))
 
 
 def _same(a: Any, b: Any) -> bool:

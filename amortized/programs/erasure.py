@@ -7,7 +7,7 @@ error. So at each new structure every copy is replayed alone and its terms are c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -40,21 +40,12 @@ def refuse_erased_axes(
     Raises:
         ProgramError: naming the site and the term whose copies are mixed.
     """
-    with suppress(KeyError):  # a flow without an inverse knows the density of its own draws only
-        _compare_copies(model, guide, args, kwargs, run, context)
-
-
-def _compare_copies(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    run: Run,
-    context: Context,
-) -> None:
     values = values_of(run)
     together = replace(context, layout=run.layout, fixed=values)
-    joint = _replay(model, guide, args, kwargs, together, 0)
+    try:
+        joint = _replay(model, guide, args, kwargs, together, 0)
+    except KeyError:  # a flow without an inverse knows the density of its own draws only
+        return
     rounding = _rounding([*values.values(), *joint.values()], modules_of(model, guide))
     for axis_name, copy in _witnesses(run.layout, run):
         fixed = {

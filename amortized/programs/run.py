@@ -15,6 +15,7 @@ from amortized.programs.records import DataPlate, Run, SiteRecord
 from amortized.programs.terms import build_terms, latents_of
 
 Program = Callable[..., Any]
+T = TypeVar("T")
 H = TypeVar("H", GuideHandler, ModelHandler)
 
 
@@ -70,6 +71,18 @@ def execute(
             raise
         raise ProgramError(hint) from error
     return handler
+
+
+def with_room(nesting: int, attempt: Callable[[int], T]) -> tuple[T, int]:
+    """What ``attempt(nesting)`` gives, tried again with more plate dims where plates nest deeper.
+
+    Also the nesting that was enough.
+    """
+    while True:
+        try:
+            return attempt(nesting), nesting
+        except DeeperPlatesError as deeper:
+            nesting = deeper.nesting
 
 
 def _axes_hint(error: Exception, context: Context) -> str | None:

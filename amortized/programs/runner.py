@@ -11,9 +11,9 @@ from torch import nn
 from amortized.estimators.base import Estimator, Noise, Site
 from amortized.programs.batches import signature_of
 from amortized.programs.erasure import refuse_erased_axes
-from amortized.programs.handlers import Context, DeeperPlatesError
+from amortized.programs.handlers import Context
 from amortized.programs.records import DataPlate, Layout, Run
-from amortized.programs.run import Program, run_pair
+from amortized.programs.run import Program, run_pair, with_room
 from amortized.programs.sequential import Tree, explore
 from amortized.programs.study import Study, identity, modules_of, probe
 
@@ -32,7 +32,6 @@ class Runner:
         self.min_nesting = min_nesting
         self.sites: set[str] = set()
         self._studies: dict[Any, Study] = {}
-        self._structures: dict[Any, int] = {}
         self._modules: dict[Any, tuple[Program, list[nn.Module]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,23 +95,20 @@ class Runner:
         """
         study = self.study(model, guide, args, kwargs, noise, data)
         plate = study.data if data is None else replace(data, name=study.data.name)
-        while True:
-            context = Context(Layout(study.nesting, num_particles), noise, choose, plate)
-            try:
-                run = run_pair(model, guide, args, kwargs, context, closed_form)
-            except DeeperPlatesError as deeper:
-                study.nesting = deeper.nesting
-                continue
-            break
+
+        def attempt(room: int) -> tuple[Run, Context]:
+            context = Context(Layout(room, num_particles), noise, choose, plate)
+            return run_pair(model, guide, args, kwargs, context, closed_form), context
+
+        (run, context), study.nesting = with_room(study.nesting, attempt)
         self.sites.update(latent.name for latent in run.latents)
         if run.layout.axes or num_particles > 1:
-            key = self._key(model, guide, args, kwargs, data)
-            shape = (key, num_particles, tuple(run.guide), tuple(run.model), *run.layout.axes)
-            times = self._structures.get(shape, 0)
+            shape = (num_particles, tuple(run.guide), tuple(run.model), *run.layout.axes)
+            times = study.structures.get(shape, 0)
             # weights that start at zero hide a mixture of copies: look again as they grow
             if times in _LOOK_AGAIN:
                 refuse_erased_axes(model, guide, args, kwargs, run, context)
-            _keep(self._structures, shape, times + 1)
+            _keep(study.structures, shape, times + 1)
         return run, plate
 
     def run_sequentially(
@@ -131,17 +127,15 @@ class Runner:
         """A tree of runs for each particle, copy by copy, and the data plate by name."""
         study = self.study(model, guide, args, kwargs, noise, data)
         plate = study.data if data is None else replace(data, name=study.data.name)
-        while True:
-            context = Context(Layout(study.nesting), noise, choose, plate)
-            try:
-                trees = [
-                    explore(model, guide, args, kwargs, context, closed_form)
-                    for _ in range(num_particles)
-                ]
-            except DeeperPlatesError as deeper:
-                study.nesting = deeper.nesting
-                continue
-            break
+
+        def attempt(room: int) -> list[Tree]:
+            context = Context(Layout(room), noise, choose, plate)
+            return [
+                explore(model, guide, args, kwargs, context, closed_form)
+                for _ in range(num_particles)
+            ]
+
+        trees, study.nesting = with_room(study.nesting, attempt)
         self.sites.update(latent.name for tree in trees for latent in tree.run.latents)
         return trees, plate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import getclosurevars, isfunction, ismethod
 from types import MethodType
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from amortized.errors import UsageError
 from amortized.estimators.base import Noise, base_of
 from amortized.programs.batches import key_of
-from amortized.programs.handlers import Context, DeeperPlatesError
+from amortized.programs.handlers import Context
 from amortized.programs.records import DataPlate, Layout, Run, SiteRecord
-from amortized.programs.run import run_pair
+from amortized.programs.run import run_pair, with_room
 
 
 @dataclass
@@ -34,6 +34,8 @@ class Study:
     sites: set[str]
     programs: tuple[Any, Any]
     """Held so that the identity in the cache's key stays theirs."""
+    structures: dict[Any, int] = field(default_factory=dict)
+    """How often each structure with copies or particles has run."""
 
 
 @contextmanager
@@ -74,17 +76,16 @@ def probe(
     noise: Noise,
 ) -> Study:
     """Run the pair once with one plain draw a site, to see its sites and plates."""
-    while True:
-        context = Context(Layout(nesting), noise, data=replace(data, size=None))
-        try:
-            with undisturbed(model, guide), torch.no_grad():
-                run = run_pair(model, guide, args, kwargs, context)
-        except DeeperPlatesError as deeper:
-            nesting = deeper.nesting
-            continue
-        found = DataPlate(data_plate_of(run.model, data.name))
-        latents = {name for name, r in run.guide.items() if not r.observed}
-        return Study(max(nesting, _depth(run)), found, latents, (model, guide))
+
+    def attempt(room: int) -> Run:
+        context = Context(Layout(room), noise, data=replace(data, size=None))
+        with undisturbed(model, guide), torch.no_grad():
+            return run_pair(model, guide, args, kwargs, context)
+
+    run, nesting = with_room(nesting, attempt)
+    found = DataPlate(data_plate_of(run.model, data.name))
+    latents = {name for name, r in run.guide.items() if not r.observed}
+    return Study(max(nesting, _depth(run)), found, latents, (model, guide))
 
 
 def _depth(run: Run) -> int:

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from amortized.errors import ProgramError
 from amortized.estimators.base import base_of
-from amortized.programs.divergence import analytic_kl, contains_mask
+from amortized.programs.divergence import analytic_kl, is_masked
 from amortized.programs.records import LatentSite, Layout, Plates, SiteRecord, Term
 
 
@@ -65,7 +65,7 @@ def latents_of(guide: dict[str, SiteRecord], model: dict[str, SiteRecord]) -> li
 
 
 def _guide_term(record: SiteRecord, order: int) -> Term:
-    if record.draw is None or contains_mask(record.fn):
+    if record.draw is None or is_masked(record.fn):
         log_q = _log_prob(record, record.value)
     else:
         log_q = record.draw.log_prob

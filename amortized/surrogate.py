@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from torch import Tensor
@@ -41,12 +42,19 @@ def assemble(run: Run) -> Assembled:
     """Fold the latents of a run, last to first, into an additive bound."""
     terms = list(run.terms)
     costs: list[tuple[LatentSite, Cost]] = []
+    weighted = [s for s in run.latents if s.draw.axis and not s.estimator.joint_copies]
+    copies = any(s.draw.axis for s in run.latents)
+    running: _Downstream | None = None
     for latent in _folding_order(run.latents):
         leaks = _leaks(latent, run.latents)
-        if latent.draw.axis is None:
-            cost = None if latent.estimator.attached else _order_cost(terms, latent, leaks)
+        if latent.draw.axis is not None:
+            terms, cost = _fold(terms, latent, leaks, weighted)
+        elif copies or leaks or latent.order < 0 or latent.estimator.differentiates_cost:
+            # a hand-made draw (order -1) reaches everything, the sites before it do not
+            cost = _order_cost(terms, latent, leaks, weighted)
         else:
-            terms, cost = _fold(terms, latent, leaks)
+            running = running or _Downstream(terms)
+            cost = running.cost(latent)
         if cost is not None:
             handed = _per_datum(cost, latent, run.layout)
             terms += _owed(latent, handed)
@@ -62,6 +70,9 @@ def _folding_order(latents: list[LatentSite]) -> Iterator[LatentSite]:
     """
     # a pathwise site owes nothing and has nothing to average: it stands in nobody's way
     waiting = [s for s in latents if s.draw.axis is not None or not s.estimator.attached]
+    if all(latent.draw.axis is None or not latent.estimator.attached for latent in waiting):
+        yield from reversed(waiting)
+        return
     while waiting:
         early = next((e for e in waiting[:-1] if _may_go_first(e, waiting)), None)
         latent = early or waiting[-1]
@@ -106,7 +117,9 @@ def _leaks(latent: LatentSite, latents: list[LatentSite], by_shape: bool = True)
     axis = latent.draw.axis if by_shape else None
     found = []
     for later in latents:
-        if later.order > latent.order and (axis is None or _depends(later, axis)):
+        if later.order <= latent.order or latent.plates <= later.plates:
+            continue
+        if axis is None or _depends(later, axis):
             for plate in latent.plates - later.plates:
                 found.append(_Leak(plate, later.order, later.first_in_model))
     return found
@@ -215,24 +228,67 @@ def expectation(term: Term, run: Run) -> Tensor:
     return total([replace(term, value=value)], run.layout)
 
 
-def _order_cost(terms: list[Term], latent: LatentSite, leaks: list[_Leak]) -> Tensor | None:
+def _order_cost(
+    terms: list[Term],
+    latent: LatentSite,
+    leaks: list[_Leak],
+    weighted: Iterable[LatentSite] = (),
+) -> Tensor | None:
     """The downstream cost by execution order, in the plates of the site."""
-    return _cost([t for t in terms if _downstream(t, latent)], latent, leaks)
+    return _cost([t for t in terms if _downstream(t, latent)], latent, leaks, weighted)
+
+
+@final
+class _Downstream:
+    """`_order_cost`, detached, without leaks or copies, of latents last to first.
+
+    What is downstream of a site is downstream of every earlier one, so each term is added once, to
+    a running sum for its plates; adding up afresh would take the square of the number of sites.
+    """
+
+    def __init__(self, terms: Iterable[Term]) -> None:
+        # surrogates have value zero, and nobody differentiates these sums
+        valued = [t for t in terms if t.role != "surrogate"]
+        self._model = sorted((t for t in valued if t.in_model), key=_position)
+        self._guide = sorted((t for t in valued if not t.in_model), key=_position)
+        self._sums: dict[Plates, Tensor] = {}
+
+    def cost(self, latent: LatentSite) -> Tensor | None:
+        """The downstream cost of a site that is not later than the one before."""
+        self._take(self._model, latent.first_in_model)
+        self._take(self._guide, latent.order)
+        cost: Tensor | None = None
+        for plates, summed in self._sums.items():
+            part = _onto_plates(summed, plates, latent.plates)
+            cost = part if cost is None else cost + part
+        return cost
+
+    def _take(self, waiting: list[Term], first: float) -> None:
+        while waiting and _position(waiting[-1]) >= first:
+            term = waiting.pop()
+            value, summed = term.value.detach(), self._sums.get(term.plates)
+            self._sums[term.plates] = value if summed is None else summed + value
 
 
 def _downstream(term: Term, latent: LatentSite) -> bool:
     """Whether a term can depend on a site that has no private dim."""
-    if term.in_model:
-        return term.order >= latent.first_in_model
-    if term.role == "kl":
-        # the pair's own two terms are integrated out, and an earlier site's KL cannot depend on a
-        # later one: that is the condition under which it was taken
-        return term.order > latent.order
-    return term.order >= latent.order
+    return _position(term) >= (latent.first_in_model if term.in_model else latent.order)
+
+
+def _position(term: Term) -> int:
+    """Where a term stands in its program, as seen by the sites that it may depend on.
+
+    A KL is downstream of earlier sites only: the pair's own two terms are integrated out, and an
+    earlier site's KL cannot depend on a later one, the condition under which it was taken.
+    """
+    return term.order - 1 if term.role == "kl" else term.order
 
 
 def _fold(
-    terms: list[Term], latent: LatentSite, leaks: list[_Leak]
+    terms: list[Term],
+    latent: LatentSite,
+    leaks: list[_Leak],
+    weighted: Iterable[LatentSite] = (),
 ) -> tuple[list[Term], Tensor | None]:
     """Average the terms on the site's private dim over its copies; also the cost of each copy."""
     dependent, kept = [], []
@@ -244,18 +300,36 @@ def _fold(
             raise ProgramError(_entangled(term, latent))
         value = _average(_onto_plates(term.value, term.plates, shared), latent)
         kept.append(replace(term, value=value, plates=shared))
-    return kept, _cost(dependent, latent, leaks)
+    return kept, _cost(dependent, latent, leaks, weighted)
 
 
-def _cost(terms: list[Term], latent: LatentSite, leaks: list[_Leak]) -> Tensor | None:
-    """The sum of terms in the plates of the site, attached only if the estimator asks for it."""
+def _cost(
+    terms: list[Term], latent: LatentSite, leaks: list[_Leak], weighted: Iterable[LatentSite]
+) -> Tensor | None:
+    """The sum of terms in the plates of the site, attached only if the estimator asks for it.
+
+    Before a plate is summed, sites in it whose copies have weights of their own for each element,
+    and on which this site does not depend, are averaged: afterwards only the weights of the
+    element that is charged would be at hand.
+    """
     cost: Tensor | None = None
     for term in terms:
         value = term.value if latent.estimator.differentiates_cost else term.value.detach()
         apart = latent.plates - {leak.plate for leak in leaks if leak.reaches(term)}
+        for other in weighted:
+            if other.plates & (term.plates - apart) and _averages_for(other, latent, value):
+                value = _average(value, other)
+                value = value if latent.estimator.differentiates_cost else value.detach()
         part = _onto_plates(value, term.plates, apart)
         cost = part if cost is None else cost + part
     return cost
+
+
+def _averages_for(other: LatentSite, latent: LatentSite, value: Tensor) -> bool:
+    """Whether a value still stands at the copies of another site, and the site itself does not."""
+    axis = other.draw.axis
+    open_copies = other is not latent and _carries(value, axis)
+    return open_copies and axis is not None and not _depends(latent, axis)
 
 
 def _per_datum(cost: Tensor, latent: LatentSite, layout: Layout) -> Cost:

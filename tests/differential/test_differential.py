@@ -7,6 +7,7 @@ of the guide; continuous sites see the same fixed noise in both. There is no tol
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -157,6 +158,11 @@ def one_plate(*sites: Site, x: Term | None = None, **options: Any) -> Spec:
 
 
 IN = ("a",)
+ENUMERATED_THEN_SCORED = (
+    Site("z", "bernoulli", IN, estimator="enumerate"),
+    Site("y", "bernoulli", IN, model_parents=("z", "g"), estimator="score"),
+    Site("g", "normal", ("b",), ("y",)),
+)
 FOUND = {  # what random programs found, made small by hand
     "elements of a plate meet in an outer site": one_plate(
         Site("z", "bernoulli", IN, estimator="score"),
@@ -188,6 +194,32 @@ FOUND = {  # what random programs found, made small by hand
         Site("y", "normal", IN, ("z",)),
         Site("g", "bernoulli", estimator="enumerate"),
         model_order=("g", "y", "z"),
+    ),
+    "elements meet in another plate, under copies with weights of their own": Spec(
+        "sequential",
+        ENUMERATED_THEN_SCORED,
+        model_order=("z", "g", "y"),
+        terms=(Term("x", "factor", ("b",), ("g",)),),
+    ),
+    "the same, where another site depends on the copies": Spec(
+        "sequential",
+        (
+            ENUMERATED_THEN_SCORED[0],
+            Site("w", "bernoulli", IN, ("z",), estimator="score"),
+            *ENUMERATED_THEN_SCORED[1:],
+        ),
+        model_order=("z", "w", "g", "y"),
+        terms=(Term("x", "factor", ("b",), ("g",)),),
+    ),
+    "the same, on joint copies under copies with weights": Spec(
+        "sequential",
+        (
+            ENUMERATED_THEN_SCORED[0],
+            replace(ENUMERATED_THEN_SCORED[1], estimator="loo"),
+            ENUMERATED_THEN_SCORED[2],
+        ),
+        model_order=("z", "g", "y"),
+        terms=(Term("x", "factor", ("b",), ("g",)),),
     ),
     "a mask that is one number": one_plate(
         Site("z", "normal"), x=Term("x", "normal", (), ("z",), masked=True)

@@ -22,3 +22,11 @@ class UsageError(AmortizedError):
 
 class NonFiniteError(AmortizedError):
     """A loss or a gradient is NaN or infinite."""
+
+
+class DataError(UsageError):
+    """Data cannot be used as they are, or their source failed while training."""
+
+
+class CheckpointError(AmortizedError):
+    """A checkpoint cannot be written, or a file cannot be loaded."""

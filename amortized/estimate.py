@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from amortized.estimators.base import base_of
-from amortized.programs.records import DataPlate, Run, Term
+from amortized.estimators.base import Cost, base_of
+from amortized.programs.records import DataPlate, LatentSite, Run, Term
 from amortized.programs.study import size_of
-from amortized.surrogate import expectation
+from amortized.surrogate.assemble import Weight, expectation
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """One evaluation of the objective, in nats, summed over data with the program's scales.
 
-    ``loss`` is minus the bound; its gradient is the estimate. The parts are computed on demand,
-    detached: ``elbo = reconstruction - kl``.
+    ``loss = kl_weight * kl - reconstruction``; its gradient is the estimate. The parts are computed
+    on demand, detached: ``elbo = reconstruction - kl``, whatever the weight. ``costs`` is what each
+    site that owes a surrogate was charged.
     """
 
     loss: Tensor
     run: Run
     data: DataPlate
+    kl_weight: Weight = 1.0
+    costs: list[tuple[LatentSite, Cost]] = field(default_factory=list)
 
     @property
     def elbo(self) -> Tensor:
         """The value of the bound."""
-        return -self.loss.detach()
+        if not isinstance(self.kl_weight, Tensor) and self.kl_weight == 1.0:
+            return -self.loss.detach()
+        return self.reconstruction - self.kl
 
     @cached_property
     def reconstruction(self) -> Tensor:
         """The expected log-probability of what was observed, factors included."""
-        return self.elbo + self.kl
+        return self.kl_weight * self.kl - self.loss.detach()
 
     @cached_property
     def kl(self) -> Tensor:
         """E[log q - log p] over all latents, auxiliary ones included."""
         parts = list(self.kl_per_site.values())
-        return torch.stack(parts).sum() if parts else torch.zeros_like(self.elbo)
+        return torch.stack(parts).sum() if parts else torch.zeros_like(self.loss)
 
     @cached_property
     def kl_per_site(self) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from amortized.programs.run import Program
 from amortized.programs.runner import Runner
 from amortized.programs.study import undisturbed
 from amortized.sites import SiteEstimators
-from amortized.surrogate import Assembled, assemble, assemble_trees
+from amortized.surrogate.assemble import Assembled, Weight, assemble, assemble_trees
 
 # a key may name a site that only some branches reach: look this often before refusing it
 _LOOKS = 8
@@ -102,7 +102,8 @@ class VariationalLoss(nn.Module, PyroELBO):
     ) -> Tensor:
         """Minus the bound as a scalar tensor in nats; its gradient is the estimate."""
         before = len(self.estimators.by_site)
-        result = self.estimate(model, guide, args, kwargs).loss
+        estimate = self.estimate(model, guide, args, kwargs)
+        self.learn(estimate)
         made = list(self.estimators.by_site.values())[before:]
         if any(next(own.parameters(), None) is not None for own in made):
             warnings.warn(
@@ -110,7 +111,7 @@ class VariationalLoss(nn.Module, PyroELBO):
                 "it does not train them: call loss.warm_up(model, guide, batch) first",
                 stacklevel=2,
             )
-        return result
+        return estimate.loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Minus the bound in nats; gradients are added to the parameters' ``.grad``."""
@@ -119,7 +120,9 @@ class VariationalLoss(nn.Module, PyroELBO):
         if estimate.loss.requires_grad:
             estimate.loss.backward(retain_graph=self.retain_graph)
         value = estimate.loss.item()
-        if not math.isfinite(value):
+        if math.isfinite(value):
+            self.learn(estimate)
+        else:
             warnings.warn(estimate.non_finite_report(), stacklevel=2)
         return value
 
@@ -132,8 +135,9 @@ class VariationalLoss(nn.Module, PyroELBO):
         *,
         data: DataPlate | None = None,
         noise: Noise | None = None,
+        kl_weight: Weight = 1.0,
     ) -> Estimate:
-        """One evaluation of the objective: the loss and, on demand, its parts.
+        """One evaluation of the objective: the loss and, on demand, its parts; no state moves.
 
         Args:
             model: the generative program.
@@ -142,15 +146,21 @@ class VariationalLoss(nn.Module, PyroELBO):
             kwargs: named arguments of both.
             data: the data plate and the size of the data set, if the programs do not say.
             noise: where randomness comes from; default torch's generator.
+            kl_weight: how often the terms of latents count, as in KL warm-up.
         """
         source = TorchNoise() if noise is None else noise
-        run, assembled, plate = self._evaluate(model, guide, args, kwargs, data, source)
+        run, assembled, plate = self._evaluate(
+            model, guide, args, kwargs, data=data, noise=source, kl_weight=kl_weight
+        )
         if not self._checked_keys:
             self._check_keys(model, guide, args, kwargs, source)
+        return Estimate(-assembled.bound, run, plate, kl_weight, assembled.costs)
+
+    def learn(self, estimate: Estimate) -> None:
+        """Moves the state of the estimators by what an estimate cost; in training only."""
         if self.training and torch.is_grad_enabled():
-            for latent, cost in assembled.costs:
+            for latent, cost in estimate.costs:
                 latent.estimator.update(latent.draw, cost)
-        return Estimate(loss=-assembled.bound, run=run, data=plate)
 
     def _evaluate(
         self,
@@ -158,8 +168,10 @@ class VariationalLoss(nn.Module, PyroELBO):
         guide: Program,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        *,
         data: DataPlate | None,
         noise: Noise,
+        kl_weight: Weight,
     ) -> tuple[Run, Assembled, DataPlate]:
         options: dict[str, Any] = {
             "noise": noise,
@@ -170,9 +182,9 @@ class VariationalLoss(nn.Module, PyroELBO):
         }
         if self.vectorize:
             run, plate = self._runner.run(model, guide, args, kwargs, **options)
-            return run, assemble(run), plate
+            return run, assemble(run, kl_weight), plate
         trees, plate = self._runner.run_sequentially(model, guide, args, kwargs, **options)
-        assembled, run = assemble_trees(trees)
+        assembled, run = assemble_trees(trees, kl_weight)
         return run, assembled, plate
 
     def log_weights(

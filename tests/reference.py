@@ -350,8 +350,12 @@ def contributions(
     *,
     noise: Noise | None = None,
     analytic: Sequence[str] = (),
+    kl_weight: float = 1.0,
 ) -> Iterator[Tensor]:
-    """One attached tensor per joint outcome of the guide: probability times log-weight."""
+    """One attached tensor per joint outcome of the guide: probability times log-weight.
+
+    What is not observed counts `kl_weight` times.
+    """
     kwargs, tree = dict(kwargs or {}), OutcomeTree(noise)
     for _ in tree.paths():
         choose = _Chooser(tree)
@@ -367,7 +371,10 @@ def contributions(
         for name in analytic:
             if name in log_p:
                 log_p[name], log_q[name] = _integrated(name, guided, tracer.trace)
-        cost = sum(log_p.values(), torch.zeros(())) - sum(log_q.values(), torch.zeros(()))
+        cost = -kl_weight * sum(log_q.values(), torch.zeros(()))
+        for name, value in log_p.items():
+            observed = tracer.trace.nodes[name]["is_observed"]
+            cost = cost + (value if observed else kl_weight * value)
         yield choose.log_path.exp() * cost
 
 

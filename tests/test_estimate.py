@@ -305,3 +305,16 @@ def test_an_impossible_event_makes_the_loss_infinite_not_nan() -> None:
         pyro.sample("z", dist.Bernoulli(0.5))
 
     assert am.VariationalLoss(estimators="score_function").loss(model, guide) == float("inf")
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_a_weight_on_the_kl_changes_the_loss_and_none_of_its_parts(vectorize: bool) -> None:
+    loss = am.VariationalLoss(estimators="enumerate", vectorize=vectorize)
+    plain, weighed = (
+        loss.estimate(two_bits, guess, (), {}, kl_weight=weight) for weight in (1.0, 0.25)
+    )
+    for part in ("elbo", "reconstruction", "kl"):
+        assert getattr(weighed, part).item() == pytest.approx(getattr(plain, part).item())
+    wanted = 0.25 * plain.kl - plain.reconstruction
+    assert weighed.loss.item() == pytest.approx(wanted.item())
+    assert abs(plain.loss.item() - weighed.loss.item()) > 1e-3

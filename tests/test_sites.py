@@ -35,7 +35,7 @@ def test_every_site_that_a_glob_matches_learns_for_itself() -> None:
     """The first site is charged 30 (its own bonus and the later one's), the second 20."""
     recipe = am.ScoreFunction(am.MovingAverage(decay=0.5))
     loss = am.VariationalLoss(estimators={"z*": recipe})
-    loss.estimate(bits("z1", "z2"), guide_of("z1", "z2"), (), {})
+    loss.learn(loss.estimate(bits("z1", "z2"), guide_of("z1", "z2"), (), {}))
     assert sorted(averages(loss).values()) == pytest.approx([10.0, 15.0])
     assert recipe.baseline is not None
     assert recipe.baseline.state_dict()["average"].item() == 0.0, "the recipe itself never learns"
@@ -56,13 +56,13 @@ def test_state_makes_a_round_trip() -> None:
     programs = bits("layer.z", "y"), guide_of("layer.z", "y")
     first, second = (am.VariationalLoss(estimators="moving_average") for _ in range(2))
     for _ in range(3):
-        first.estimate(*programs, (), {})
+        first.learn(first.estimate(*programs, (), {}))
     second.warm_up(*programs, ())
     assert averages(second) != averages(first)
     second.load_state_dict(first.state_dict())
     assert averages(second) == averages(first)
-    second.estimate(*programs, (), {})
-    first.estimate(*programs, (), {})
+    second.learn(second.estimate(*programs, (), {}))
+    first.learn(first.estimate(*programs, (), {}))
     assert averages(second) == averages(first)
 
 

@@ -95,6 +95,7 @@ class Spec:
     num_particles: int = 1
     kl: str = "sample"
     vectorize: bool = True
+    kl_weight: float = 1.0
     seed: int = 0
 
     def site(self, name: str) -> Site:

@@ -63,6 +63,7 @@ def specs(draw: st.DrawFn, paths: int = 256) -> Spec:
         num_particles=particles,
         kl=draw(st.sampled_from(["sample", "analytic"])),
         vectorize=vectorize,
+        kl_weight=draw(st.sampled_from([1.0, 1.0, 0.3])),
         seed=draw(st.integers(0, 7)),
     )
     return spec if vectorize or copy_by_copy(spec) else replace(spec, vectorize=True)

@@ -81,7 +81,7 @@ def test_moving_average_learns_per_datum(scale: int) -> None:
             pyro.sample("z", dist.Bernoulli(torch.full((3,), 1.0 - 1e-7)))
 
     loss = am.VariationalLoss(estimators={"z": am.ScoreFunction(am.MovingAverage(decay=0.5))})
-    loss.estimate(model, guide, (), {})
+    loss.learn(loss.estimate(model, guide, (), {}))
     (state,) = loss.state_dict().values()
     expected = dist.Normal(1.0, 1.0).log_prob(torch.tensor(0.0)) / 2
     assert state.item() == pytest.approx(expected.item(), rel=1e-4)

@@ -48,7 +48,7 @@ def warmed(loss: am.VariationalLoss, pair: Structure) -> am.VariationalLoss:
     loss.warm_up(pair.model, pair.guide, ())
     pyro.set_rng_seed(7)
     for _ in range(2):
-        loss.estimate(pair.model, pair.guide, (), {})
+        loss.learn(loss.estimate(pair.model, pair.guide, (), {}))
     return loss.eval()
 
 

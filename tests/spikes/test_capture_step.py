@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -332,12 +333,24 @@ def test_stops_the_capture(baseline: type[MovingAverage]) -> None:
     assert fails(baseline())
 
 
-@pytest.mark.parametrize("baseline", SILENT)
+AGED = pytest.mark.skipif(
+    torch.__version__ < torch.torch_version.TorchVersion("2.13"), reason="a fact about torch 2.13"
+)
+
+
+def of_today(baseline: type[MovingAverage]) -> Any:
+    """Older torch refuses a generator as an argument of a captured call, loudly."""
+    marks = [AGED] if baseline is OwnGenerator else []
+    return pytest.param(baseline, marks=marks)
+
+
+@pytest.mark.parametrize("baseline", [of_today(baseline) for baseline in SILENT])
 def test_captures_and_is_wrong(baseline: type[MovingAverage]) -> None:
     assert not fails(baseline())
     assert not agrees(baseline)
 
 
+@AGED
 def test_an_own_generator_can_be_put_back() -> None:
     runs = []
     for captured in (False, True):

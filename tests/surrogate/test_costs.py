@@ -1,4 +1,4 @@
-"""What each site is charged, per datum, and how terms fold into one scalar."""
+"""What each site is charged, per datum."""
 
 from __future__ import annotations
 
@@ -9,110 +9,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from torch import Tensor
 
 import amortized as am
-from amortized.estimators.base import Cost, Draw, Noise, Site
-from amortized.programs.records import Layout, Run, Term
-from amortized.surrogate import assemble, expectation, total
+from tests.surrogate.pieces import BITS, Scripted, bit, bonus, charge
 
 pytestmark = pytest.mark.float64
-
-BITS = [0.0, 1.0]
-
-
-class Scripted(am.ScoreFunction):
-    """The score function with values from a list; keeps what it is charged."""
-
-    def __init__(self, *values: Any, num_samples: int | None = None) -> None:
-        super().__init__(num_samples=num_samples)
-        self.values = torch.tensor(values if len(values) != 1 else values[0])
-        self.charged: list[Cost] = []
-
-    def draw(self, site: Site, noise: Noise) -> Draw:
-        count = self.copies(site)
-        shape = (*((count,) if count > 1 else ()), *site.law.batch_shape)
-        return Draw(site, self.values.expand(shape), count)
-
-    def surrogate(self, draw: Draw, cost: Cost) -> Tensor:
-        self.charged.append(cost.detach())
-        return super().surrogate(draw, cost)
-
-    def __deepcopy__(self, memo: Any) -> Scripted:
-        return self  # the test looks at the recipe itself
-
-
-def charge(
-    model: Any, guide: Any, particles: int = 1, **estimators: Scripted
-) -> dict[str, list[float] | float]:
-    """What each scripted site was charged in one run."""
-    loss = am.VariationalLoss(am.ELBO(particles), dict(estimators))
-    loss.warm_up(model, guide, ())
-    for estimator in estimators.values():
-        estimator.charged.clear()
-    loss.estimate(model, guide, (), {})
-    return {name: e.charged[-1].copies.squeeze().tolist() for name, e in estimators.items()}
-
-
-def bit(name: str, probability: float = 0.5, **options: Any) -> Tensor:
-    return pyro.sample(name, dist.Bernoulli(torch.tensor(probability)), **options)
-
-
-def bonus(name: str, value: float | Tensor) -> None:
-    pyro.factor(name, torch.as_tensor(value))
-
-
-def log(value: float) -> float:
-    return torch.tensor(value).log().item()
-
-
-def test_terms_before_a_site_are_not_its_cost() -> None:
-    """Same order in both: the later site is not charged for the earlier one."""
-
-    def model() -> None:
-        bonus("before", 100.0)
-        bit("a", 0.3)
-        bonus("between", 10.0)
-        bit("b", 0.2)
-        bonus("after", 1.0)
-
-    def guide() -> None:
-        bit("a", 0.5)
-        bit("b", 0.6)
-
-    found = charge(model, guide, a=Scripted(1.0), b=Scripted(1.0))
-    of_b = log(0.2) - log(0.6) + 1.0
-    assert found["b"] == pytest.approx(of_b)
-    assert found["a"] == pytest.approx(of_b + log(0.3) - log(0.5) + 10.0)
-
-
-def test_what_precedes_a_site_in_the_model_may_depend_on_it_through_the_guide() -> None:
-    """guide z -> y, model y -> z: log p(y) comes first and is a cost of z."""
-
-    def model() -> None:
-        bonus("before", 100.0)
-        bit("y", 0.3)
-        bonus("between", 10.0)
-        bit("z", 0.2)
-
-    def guide() -> None:
-        bit("z", 0.5)
-        bit("y", 0.6)
-
-    found = charge(model, guide, z=Scripted(1.0), y=Scripted(1.0))
-    both = log(0.3) + log(0.2) - log(0.6) + 10.0
-    assert found["z"] == pytest.approx(both - log(0.5))
-    assert found["y"] == pytest.approx(both)
-
-
-def test_auxiliary_sites_are_charged_to_what_they_depend_on() -> None:
-    """Trace_ELBO forgets them."""
-
-    def guide() -> None:
-        z = bit("z", 0.5)
-        pyro.sample("aux", dist.Delta(z, log_density=7.0), infer={"is_auxiliary": True})
-
-    assert charge(lambda: bit("z", 0.5), guide, z=Scripted(1.0))["z"] == pytest.approx(-7.0)
 
 
 def test_costs_stay_apart_along_shared_plates_and_add_up_over_others() -> None:
@@ -264,41 +165,3 @@ def test_the_mean_over_joint_draws_is_right_where_enumeration_is_refused() -> No
     estimators = {"z": am.ScoreFunction(am.LeaveOneOut(), num_samples=samples)}
     value = -am.VariationalLoss(estimators=estimators).loss(model, guide)
     assert value == pytest.approx(0.46, abs=4 * 0.5 / samples**0.5)
-
-
-def term(value: Any) -> Term:
-    return Term("t", "likelihood", torch.as_tensor(value, dtype=torch.float64), frozenset(), 0)
-
-
-def test_total_sums_plates_and_averages_particles() -> None:
-    layout = Layout(nesting=1, num_particles=2)
-    terms = [term([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), term([10.0, 20.0, 30.0]), term(100.0)]
-    assert total(terms, layout).item() == 21.0 / 2 + 60.0 + 100.0
-    assert total([], layout).item() == 0.0
-
-
-def test_a_plate_as_long_as_the_particles_is_no_particle() -> None:
-    layout = Layout(nesting=1, num_particles=2)
-    assert total([term([1.0, 2.0])], layout).item() == 3.0
-
-
-def weighted_run() -> Run:
-    def model() -> None:
-        z = bit("z", 0.5)
-        bonus("value", 10.0 * z)
-        bonus("constant", 5.0)
-
-    loss = am.VariationalLoss(am.ELBO(num_particles=3), "enumerate")
-    return loss.estimate(model, lambda: bit("z", 0.3), (), {}).run
-
-
-def test_the_expectation_of_a_term_uses_the_copies_weights() -> None:
-    run = weighted_run()
-    found = {t.name: expectation(t, run).item() for t in run.terms if t.role == "likelihood"}
-    assert found == pytest.approx({"value": 3.0, "constant": 5.0})
-
-
-def test_the_shares_add_up_to_the_bound() -> None:
-    run = weighted_run()
-    shares = torch.stack([expectation(t, run) for t in run.terms]).sum()
-    assert assemble(run).bound.item() == pytest.approx(shares.item())

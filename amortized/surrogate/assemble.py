@@ -1,0 +1,175 @@
+"""From the terms of a run to the bound: latents are folded last to first, in guide order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from amortized.estimators.base import Cost
+from amortized.programs.records import LatentSite, Layout, Plates, Role, Run, Term
+from amortized.programs.sequential import Tree
+from amortized.surrogate.costs import (
+    Downstream,
+    average,
+    carries,
+    fold,
+    order_cost,
+    owed,
+    per_datum,
+)
+from amortized.surrogate.order import downstream, folding_order, leaks_of
+
+Weight = float | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """The bound of a run and what each site that owes a surrogate was charged.
+
+    ``bound`` is a scalar in nats whose gradient is the estimate. ``costs`` are detached, per datum
+    (subsampling divided out), and what estimators learn from.
+    """
+
+    bound: Tensor
+    costs: list[tuple[LatentSite, Cost]]
+
+
+def assemble(run: Run, kl_weight: Weight = 1.0) -> Assembled:
+    """Fold the latents of a run, last to first, into an additive bound.
+
+    Terms of latents count ``kl_weight`` times, those of observations once.
+    """
+    terms = _weighed(run.terms, kl_weight)
+    costs: list[tuple[LatentSite, Cost]] = []
+    weighted = [s for s in run.latents if s.draw.axis and not s.estimator.joint_copies]
+    copies = any(s.draw.axis for s in run.latents)
+    running: Downstream | None = None
+    for latent in folding_order(run.latents):
+        leaks = leaks_of(latent, run.latents)
+        if latent.draw.axis is not None:
+            terms, cost = fold(terms, latent, leaks, weighted)
+        elif copies or leaks or latent.order < 0 or latent.estimator.differentiates_cost:
+            # a hand-made draw (order -1) reaches everything, the sites before it do not
+            cost = order_cost(terms, latent, leaks, weighted)
+        else:
+            running = running or Downstream(terms)
+            cost = running.cost(latent)
+        if cost is not None:
+            handed = per_datum(cost, latent, run.layout)
+            terms += owed(latent, handed)
+            costs.append((latent, handed.detach()))
+    return Assembled(total(terms, run.layout), costs)
+
+
+def _weighed(terms: list[Term], kl_weight: Weight) -> list[Term]:
+    if not isinstance(kl_weight, Tensor) and kl_weight == 1.0:
+        return list(terms)
+    return [t if t.role == "likelihood" else replace(t, value=t.value * kl_weight) for t in terms]
+
+
+def assemble_trees(trees: list[Tree], kl_weight: Weight = 1.0) -> tuple[Assembled, Run]:
+    """The mean over particles of sequential runs; also a run whose terms are averaged already."""
+    costs: list[tuple[LatentSite, Cost]] = []
+    bounds, shares = [], []
+    for tree in trees:
+        terms, parts = _fold_tree(tree, costs, kl_weight)
+        bounds.append(total(terms, tree.run.layout))
+        shares += [replace(t, value=t.value / len(trees)) for t in parts]
+    first = trees[0]
+    nodes = {node.name: node for node in first.nodes()}
+    latents = [replace(latent, draw=nodes[latent.name].placed) for latent in first.run.latents]
+    return (
+        Assembled(torch.stack(bounds).mean(), costs),
+        replace(
+            first.run,
+            terms=shares,
+            latents=latents,
+            runs=sum(1 for tree in trees for _ in tree.runs()),
+        ),
+    )
+
+
+def _fold_tree(
+    tree: Tree, costs: list[tuple[LatentSite, Cost]], kl_weight: Weight
+) -> tuple[list[Term], list[Term]]:
+    """Fold a tree from its leaves: terms with surrogates, and the detached share of each term."""
+    if tree.node is None:
+        detached = [replace(t, value=t.value.detach()) for t in tree.run.terms]
+        return _weighed(tree.run.terms, kl_weight), detached
+    folded = [_fold_tree(branch, costs, kl_weight) for branch in tree.branches]
+    latent = replace(
+        tree.latent(tree.node.name),
+        draw=tree.node.placed,
+        first_in_model=tree.first_in_model(tree.node.name),
+    )
+    leaks = [leak for run in tree.runs() for leak in leaks_of(latent, run.latents, by_shape=False)]
+    terms, shares = folded[0]
+    if latent.draw.axis is None:
+        cost = None if latent.estimator.attached else order_cost(terms, latent, leaks)
+    else:
+        stacked = _stack([terms for terms, _ in folded], latent)
+        parts = _stack([parts for _, parts in folded], latent)
+        terms, cost = fold(stacked, latent, leaks)
+        shares = [
+            replace(t, value=average(t.value, latent).detach())
+            if carries(t.value, latent.draw.axis)
+            else t
+            for t in parts
+        ]
+    if cost is not None:
+        handed = per_datum(cost, latent, tree.run.layout)
+        terms = terms + owed(latent, handed)
+        costs.append((latent, handed.detach()))
+    return terms, shares
+
+
+def _stack(branches: list[list[Term]], latent: LatentSite) -> list[Term]:
+    """Terms of several copies as terms on the private dim; what comes before the site, once.
+
+    A term that one copy lacks (a branch not taken) is zero there.
+    """
+    axis = latent.draw.axis or 0
+    merged = [t for t in branches[0] if not downstream(t, latent)]
+    values: dict[tuple[str, Role, Plates], dict[int, Term]] = {}
+    for copy, branch in enumerate(branches):
+        for term in branch:
+            if downstream(term, latent):
+                slot = values.setdefault((term.name, term.role, term.plates), {})
+                if copy in slot:
+                    term = replace(term, value=term.value + slot[copy].value)
+                slot[copy] = term
+    for slot in values.values():
+        some = next(iter(slot.values()))
+        zero = torch.zeros_like(some.value)
+        rows = [slot[c].value if c in slot else zero for c in range(len(branches))]
+        # later sites left their averaged private dim behind, of size 1 at this very place
+        rows = [row.squeeze(axis) if row.dim() >= -axis else row for row in rows]
+        rows = list(torch.broadcast_tensors(*rows))
+        ones = (1,) * (-axis - 1 - rows[0].dim())
+        value = torch.stack([row.reshape(*ones, *row.shape) for row in rows])
+        merged.append(replace(some, value=value))
+    return merged
+
+
+def total(terms: Iterable[Term], layout: Layout) -> Tensor:
+    """The sum over plates of the mean over particles of folded terms."""
+    result: Tensor | None = None
+    for term in terms:
+        summed = term.value.sum()
+        dim = layout.particle_dim
+        if layout.num_particles > 1 and term.value.dim() >= -dim and term.value.shape[dim] > 1:
+            summed = summed / layout.num_particles
+        result = summed if result is None else result + summed
+    return torch.zeros(()) if result is None else result
+
+
+def expectation(term: Term, run: Run) -> Tensor:
+    """The detached expectation of one term over copies and particles: its share of the value."""
+    value = term.value.detach()
+    for latent in reversed(run.latents):
+        if carries(value, latent.draw.axis):
+            value = average(value, latent).detach()
+    return total([replace(term, value=value)], run.layout)

@@ -1,6 +1,8 @@
 """Amortized variational inference on Pyro: one loss, an estimator for every latent site."""
 
 from amortized.errors import AmortizedError as AmortizedError
+from amortized.errors import CheckpointError as CheckpointError
+from amortized.errors import DataError as DataError
 from amortized.errors import EstimatorError as EstimatorError
 from amortized.errors import NonFiniteError as NonFiniteError
 from amortized.errors import ProgramError as ProgramError
@@ -15,6 +17,9 @@ from amortized.estimators.score_function import ScoreFunction as ScoreFunction
 from amortized.fit.callbacks import Callback as Callback
 from amortized.fit.callbacks import EarlyStopping as EarlyStopping
 from amortized.fit.history import History as History
+from amortized.fit.load import load as load
+from amortized.fit.loggers import TensorBoard as TensorBoard
+from amortized.fit.model_checkpoint import ModelCheckpoint as ModelCheckpoint
 from amortized.fit.program import Program as Program
 from amortized.fit.svi import SVI as SVI
 from amortized.loss import VariationalLoss as VariationalLoss

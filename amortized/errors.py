@@ -21,7 +21,20 @@ class UsageError(AmortizedError):
 
 
 class NonFiniteError(AmortizedError):
-    """A loss or a gradient is NaN or infinite."""
+    """A loss or a gradient is NaN or infinite.
+
+    Attributes:
+        table: one row a site, where there is one: log-probabilities and the range of values.
+    """
+
+    def __init__(self, message: str, table: str = "") -> None:
+        super().__init__(message)
+        self.table = table
+
+    def __str__(self) -> str:
+        """The sentence, and the table below it."""
+        sentence = super().__str__()
+        return f"{sentence}\n\n{self.table}" if self.table else sentence
 
 
 class DataError(UsageError):

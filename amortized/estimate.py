@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from amortized.breakdown import first_non_finite, site_table
 from amortized.estimators.base import Cost, base_of
 from amortized.programs.records import DataPlate, LatentSite, Run, Term
 from amortized.programs.study import size_of
@@ -71,11 +72,17 @@ class Estimate:
         """One sentence naming the sites whose terms are NaN or infinite."""
         bad = [_where(t) for t in self.run.terms if not bool(t.value.isfinite().all())]
         places = ", ".join(bad) if bad else "no single term (their sum overflows)"
+        first = first_non_finite(self.run)
+        begins = "" if first is None else f" (first: {first})"
         return (
-            f"the loss is {self.loss.item()}: non-finite log-probability at {places}; lower the "
-            "learning rate, clip gradients, use softplus instead of exp for scales, or check "
-            "the data"
+            f"the loss is {self.loss.item()}: non-finite log-probability at {places}{begins}; "
+            "lower the learning rate, clip gradients (gradient_clip_val), use softplus instead of "
+            "exp for scales, or check the data"
         )
+
+    def site_table(self) -> str:
+        """One row a site: its log-probability, how much of it is not finite, its values' range."""
+        return site_table(self.run)
 
 
 def _where(term: Term) -> str:

@@ -6,6 +6,7 @@ import math
 from abc import ABC
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, final
 
 from amortized.errors import UsageError
@@ -17,15 +18,21 @@ from amortized.fit.parameters import Parameters
 class FitState:
     """What a callback sees and may change.
 
-    ``epoch`` and ``step`` count from 1 within this call of ``fit``. Setting ``stop`` to a short
-    reason ends training after the epoch.
+    ``epoch`` and ``step`` count from 1 within this call of ``fit``, ``batch`` within the epoch; a
+    training that was resumed goes on counting. Setting ``stop`` to a short reason ends training
+    after the epoch. ``whole`` is False while a step is under way: nothing should be saved then.
     """
 
     parameters: Parameters
     history: History
     epoch: int = 0
     step: int = 0
+    batch: int = 0
     stop: str | None = None
+    whole: bool = True
+    resumed_from: Path | None = None
+    save: Callable[[Path], Path] | None = None
+    """Writes a checkpoint below a folder and returns its path."""
 
 
 class Callback(ABC):  # noqa: B024 - all hooks are optional
@@ -52,6 +59,13 @@ class Callback(ABC):  # noqa: B024 - all hooks are optional
     def on_fit_end(self, state: FitState) -> None:  # noqa: B027
         """After the last step, also of a training that Ctrl-C ended."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: tensors, numbers, strings, lists and dicts of those."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Takes that back, after ``on_fit_start``."""
+
 
 @final
 class EarlyStopping(Callback):
@@ -59,7 +73,8 @@ class EarlyStopping(Callback):
 
     Args:
         monitor: a key of the history.
-        patience: checks without improvement until the end.
+        patience: checks without improvement until the end; None: training goes on, and only its
+            best parameters come back.
         min_delta: an improvement must be larger than this, in nats per data point.
         mode: ``"min"`` where smaller is better.
         restore_best: at the end, the parameters of the best check come back.
@@ -74,14 +89,14 @@ class EarlyStopping(Callback):
     def __init__(
         self,
         monitor: str = "val_loss",
-        patience: int = 5,
+        patience: int | None = 5,
         min_delta: float = 0.0,
         mode: Literal["min", "max"] = "min",
         *,
         restore_best: bool = True,
     ) -> None:
-        if patience < 1:
-            raise UsageError(f"EarlyStopping(patience={patience}): expected at least 1")
+        if patience is not None and patience < 1:
+            raise UsageError(f"EarlyStopping(patience={patience}): expected at least 1, or None")
         if mode not in ("min", "max"):
             raise UsageError(f"EarlyStopping(mode={mode!r}): expected 'min' or 'max'")
         self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
@@ -107,7 +122,7 @@ class EarlyStopping(Callback):
             self._weights = state.parameters.snapshot() if self.restore_best else None
             return
         self.waited += 1
-        if self.waited >= self.patience:
+        if self.patience is not None and self.waited >= self.patience:
             state.stop = "early stopped"
 
     def on_fit_end(self, state: FitState) -> None:
@@ -115,6 +130,16 @@ class EarlyStopping(Callback):
         if self._weights is not None and self.best_epoch < state.epoch:
             state.parameters.restore(self._weights)
         self._weights = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, and its parameters."""
+        counts = {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
+        return {**counts, "weights": self._weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from the best of a training that is resumed."""
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.waited, self._weights = state["waited"], state["weights"]
 
     def _missing(self, history: History) -> str:
         if self.monitor.startswith("val_") and "val_loss" not in history:

@@ -25,6 +25,10 @@ class Batches(ABC):
     size: int | None
     num_batches: int | None
 
+    def generators(self) -> list[torch.Generator]:
+        """Generators of the user's own that decide the order of a pass."""
+        return []
+
     @abstractmethod
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
         """One pass; shuffled by ``generator``, in order without one."""
@@ -67,6 +71,13 @@ class LoaderBatches(Batches):
         # Of the sampler, which may see only a part of the data set.
         self.size = _len(loader.sampler)
         self.num_batches = _len(loader)
+
+    def generators(self) -> list[torch.Generator]:
+        """Those of the loader and of its samplers."""
+        batches = getattr(self.loader, "batch_sampler", None)
+        holders = (self.loader, self.loader.sampler, batches, getattr(batches, "sampler", None))
+        found = {id(g): g for h in holders if (g := getattr(h, "generator", None)) is not None}
+        return list(found.values())
 
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
         """The loader's own batches: its size and its shuffling are its own affair."""

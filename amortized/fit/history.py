@@ -19,13 +19,16 @@ class History(dict[str, list[float]]):
 
     Keys: ``train_loss`` (minimized), ``train_elbo``, its terms ``reconstruction`` and ``kl``, one
     ``kl/<site>`` a latent site, with validation data ``val_loss``, ``val_elbo``,
-    ``val_reconstruction`` and ``val_kl``, and ``epoch_time`` in seconds. An epoch without an entry
-    holds NaN.
+    ``val_reconstruction`` and ``val_kl``; ``grad_norm`` (the mean over steps), ``lr`` (or one
+    ``lr/<group>`` each), ``kl_weight`` where it is not always 1, ``skipped_steps`` and
+    ``rollbacks`` where there were any, and ``epoch_time`` in seconds. The loss carries the weight
+    of the KL, the bound and its terms do not. An epoch without an entry holds NaN.
 
     Attributes:
         max_epochs: the number asked for, or None.
         stopped: why training ended before that, or None.
         per_datum: False for a program without a data plate, where the numbers are totals.
+        notices: what is worth a look, one sentence each: a latent that the model ignores, say.
 
     >>> history = History(max_epochs=10)
     >>> history.record({"train_loss": 2.5})
@@ -39,6 +42,7 @@ class History(dict[str, list[float]]):
         self.max_epochs = max_epochs
         self.stopped: str | None = None
         self.per_datum = True
+        self.notices: list[str] = []
         self._epochs = 0
 
     @property
@@ -62,6 +66,19 @@ class History(dict[str, list[float]]):
         """One dict an epoch, with its number (from 1) as ``epoch``."""
         epochs = range(self._epochs)
         return [{"epoch": i + 1, **{k: v[i] for k, v in self.items()}} for i in epochs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything recorded, as numbers, strings and lists."""
+        about = {"epochs": self._epochs, "stopped": self.stopped, "per_datum": self.per_datum}
+        values = {name: list(of) for name, of in self.items()}
+        return {**about, "notices": list(self.notices), "values": values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Becomes what a `state_dict` recorded."""
+        self.clear()
+        self.update({name: list(of) for name, of in state["values"].items()})
+        self._epochs, self.per_datum = state["epochs"], state["per_datum"]
+        self.notices = list(state["notices"])
 
     def write_csv(self, path: str | Path) -> None:
         """Writes `rows` to a file; an epoch without an entry leaves its cell empty."""

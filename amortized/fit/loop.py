@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from amortized.errors import NonFiniteError, UsageError
-from amortized.fit.callbacks import Callback, EarlyStopping, FitState
+from amortized.errors import AmortizedError, DataError, NonFiniteError
+from amortized.fit import checkpoint
+from amortized.fit.callbacks import FitState
+from amortized.fit.collapse import collapse_notices
 from amortized.fit.data import Batches, batch_length
 from amortized.fit.history import History
+from amortized.fit.interrupts import Interrupted, Interrupts
+from amortized.fit.plan import Plan
 from amortized.fit.progress import Reporter, reporter
-from amortized.fit.rng import fresh_seed, seeded
-from amortized.fit.step import Averager, Stepper
-from amortized.programs.records import DataPlate
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a call of ``fit`` is to do.
-
-    Raises:
-        UsageError: no end in sight, or one before the first step.
-    """
-
-    train: Batches
-    val: Batches | None
-    data: DataPlate
-    max_epochs: int | None
-    max_steps: int | None
-    callbacks: list[Callback]
-    progress: bool
-
-    def __post_init__(self) -> None:
-        ends = {"max_epochs": self.max_epochs, "max_steps": self.max_steps}
-        for name, value in ends.items():
-            if value is not None and value < 1:
-                raise UsageError(f"{name}={value}: expected at least 1")
-        stops_early = any(isinstance(callback, EarlyStopping) for callback in self.callbacks)
-        if self.max_epochs is None and self.max_steps is None and not stops_early:
-            raise UsageError(
-                "fit has no end: pass max_epochs=..., max_steps=..., or am.EarlyStopping(...) "
-                "among the callbacks"
-            )
-
-    @property
-    def steps(self) -> int | None:
-        """The number of steps at most, where it is known."""
-        batches = self.train.num_batches
-        known = [] if self.max_steps is None else [self.max_steps]
-        if batches is not None and self.max_epochs is not None:
-            known.append(batches * self.max_epochs)
-        return min(known, default=None)
+from amortized.fit.recovery import recovery_of
+from amortized.fit.resume import Moment, resumed
+from amortized.fit.rng import fresh_seed, restore_rng, seeded
+from amortized.fit.step import Averager, Stepper, Terms
 
 
 @final
@@ -65,98 +35,271 @@ class Loop:
     def __init__(self, stepper: Stepper, plan: Plan) -> None:
         self.stepper, self.plan = stepper, plan
         self.history = History(plan.max_epochs)
-        self.state = FitState(stepper.parameters, self.history)
-        self._shuffle = torch.Generator()
-        self._val_seed = 0
+        self.state = FitState(stepper.parameters, self.history, save=self._save)
+        self._moment = Moment()
+        self._recovery = recovery_of(plan.non_finite, plan.non_finite_limit, stepper, plan.schedule)
+        self._interrupts = Interrupts()
 
     def run(self) -> History:
-        """Trains to the end of the plan, to a callback's stop, or to Ctrl-C."""
-        self._shuffle.manual_seed(fresh_seed())
-        self._val_seed = fresh_seed()
+        """Trains to the end of the plan, to a callback's stop, or to a signal."""
+        self._moment.shuffle.manual_seed(fresh_seed())
+        self._moment.val_seed = fresh_seed()
+        saved = self._resumed()
         report = reporter(self.plan.progress, self.plan.max_epochs, self.plan.steps)
         try:
-            with self._failures():
+            with self._interrupts, self._failures():
                 self._call("on_fit_start")
+                if saved is not None:
+                    self._moment.load_callbacks(saved, self.plan.callbacks)
                 while not self._finished():
                     self._epoch(report)
             self._call("on_fit_end")
         finally:
             report.close(self.history)
+            self.stepper.discard()
         return self.history
+
+    def _resumed(self) -> dict[str, Any] | None:
+        """Puts everything where a checkpoint left it; callbacks follow when they have started."""
+        if self.plan.resume_from is None:
+            return None
+        found = resumed(self.plan.resume_from, self.stepper, self.plan)
+        self.state.resumed_from = found.path
+        self._moment.load_state_dict(found.state["moment"], self.state, self.plan)
+        self.history.load_state_dict(found.state["history"])
+        return found.state
 
     def _finished(self) -> bool:
         state, plan = self.state, self.plan
+        if self._moment.mid_epoch:
+            return False
         if state.stop is not None:
             self.history.stopped = state.stop
             return True
         return _reached(state.epoch, plan.max_epochs) or _reached(state.step, plan.max_steps)
 
     def _epoch(self, report: Reporter) -> None:
-        self.state.epoch += 1
-        self._call("on_train_epoch_start")
-        started, averager = time.perf_counter(), Averager()
+        moment, state = self._moment, self.state
+        if not moment.mid_epoch:
+            state.epoch, state.batch = state.epoch + 1, 0
+            moment.start_epoch(self.plan.train)
+            self._recovery.epoch_start()
+            self._call("on_train_epoch_start")
+        started = time.perf_counter()
         try:
-            self._train(averager, report)
-        except KeyboardInterrupt:
-            if averager.weight:
-                self._record(averager, {}, started)
+            self._train(report)
+        except (KeyboardInterrupt, Interrupted):
+            moment.elapsed += time.perf_counter() - started
             raise
         validation = self._validate()
-        self._record(averager, validation, started)
+        moment.elapsed += time.perf_counter() - started
+        metrics = self._record(validation)
+        moment.mid_epoch = False
+        if self.plan.schedule is not None:
+            self.plan.schedule.after_epoch(metrics)
         report.epoch(self.history)
         self._call("on_train_epoch_end")
+        self._interrupts.check()
 
-    def _train(self, averager: Averager, report: Reporter) -> None:
-        for batch in self.plan.train.epoch(self._shuffle):
-            averager.add(self._step(batch), batch_length(batch))
-            self.state.step += 1
-            self._call("on_train_batch_end")
-            report.batch(self.state.epoch, batch_length(batch))
-            if _reached(self.state.step, self.plan.max_steps):
+    def _train(self, report: Reporter) -> None:
+        plan, state = self.plan, self.state
+        if _reached(state.step, plan.max_steps):  # resumed just there
+            return
+        for batch in self._batches():
+            state.batch += 1
+            whole_group = state.batch % plan.accumulate_grad_batches == 0
+            self._step(batch, apply=whole_group or state.batch == plan.train_batches)
+            report.batch(state.epoch, batch_length(batch))
+            if state.whole:
+                self._interrupts.check()
+            if _reached(state.step, plan.max_steps):
                 return
+        if self.stepper.pending:  # the last group of an epoch whose length nobody knew
+            self._apply()
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches that are left of this epoch."""
+        moment, state, plan = self._moment, self.state, self.plan
+        done, again = state.batch, moment.resumed
+        if again:
+            moment.rewind(plan.train)
+        batches = _guarded(plan.train, moment.shuffle, state)
+        for _ in itertools.islice(batches, done):
+            pass
+        if again:
+            restore_rng(moment.rng)
+            moment.resumed = False
+        left = None if plan.train_batches is None else plan.train_batches - done
+        return itertools.islice(batches, left)
+
+    def _step(self, batch: Any, *, apply: bool) -> None:
+        """One batch, and an optimizer step if the group is complete."""
+        state, plan = self.state, self.plan
+        if plan.schedule is not None and not plan.schedule.attached:
+            self.stepper.warm_up(batch)
+            plan.schedule.attach(self.stepper.built_optimizer)
+        state.whole = False
+        try:
+            weight = plan.kl_weight(step=state.step, epochs=self._epochs_done())
+            self._moment.kl_weight = weight
+            estimate = self.stepper.accumulate(batch, plan.data, weight)
+            self._moment.averager.add(Terms.of(estimate), batch_length(batch))
+        except NonFiniteError as error:
+            self._recover(error)
+            apply = apply and self.stepper.pending
+        if apply:
+            self._apply()
+        state.whole = not self.stepper.pending
+
+    def _apply(self) -> None:
+        try:
+            norm = self.stepper.apply(self.plan.gradient_clip_val)
+        except NonFiniteError as error:
+            self._recover(error)
+            self.state.whole = True
+            return
+        self._moment.norms.append(norm)
+        self.state.step += 1
+        if self.plan.schedule is not None:
+            self.plan.schedule.after_step()
+        self._recovery.after_step()
+        self.state.whole = True
+        self._call("on_train_batch_end")
+
+    def _recover(self, error: NonFiniteError) -> None:
+        state = self.state
+        place = f"epoch {state.epoch}, batch {state.batch}, step {state.step + 1}"
+        sentence = f"{place}: {error.args[0]}{self._last_good()}"
+        self._recovery.recover(NonFiniteError(sentence, error.table))
+
+    def _last_good(self) -> str:
+        last = self._moment.last_saved
+        return "" if last is None else f" (the last good checkpoint is {last})"
+
+    def _epochs_done(self) -> float:
+        """Epochs so far, the one under way as a fraction where its length is known."""
+        batches = self.plan.train_batches
+        done = self.state.epoch - 1
+        return done if batches is None else done + (self.state.batch - 1) / batches
 
     def _validate(self) -> dict[str, float]:
-        if self.plan.val is None:
+        plan = self.plan
+        if plan.val is None or self.state.epoch % plan.check_val_every_n_epoch:
             return {}
         averager = Averager()
         # The same noise at every epoch: differences between epochs are then the parameters' alone,
         # and the training stream does not move.
-        with seeded(self._val_seed):
-            for batch in self.plan.val.epoch():
-                averager.add(self.stepper.terms(batch, self.plan.data), batch_length(batch))
+        with seeded(self._moment.val_seed):
+            for number, batch in enumerate(itertools.islice(plan.val.epoch(), plan.val_batches)):
+                terms = self.stepper.terms(batch, plan.data)
+                if not math.isfinite(terms.values["loss"]):
+                    self._bad_validation(number + 1, batch)
+                averager.add(terms, batch_length(batch))
         self._call("on_validation_epoch_end")
         means = averager.means()
         return {f"val_{name}": means[name] for name in ("loss", "elbo", "reconstruction", "kl")}
 
-    def _record(self, averager: Averager, validation: dict[str, float], started: float) -> None:
-        means = averager.means()
-        train = {"train_loss": means.pop("loss"), "train_elbo": means.pop("elbo")}
-        self.history.per_datum = averager.per_datum
-        elapsed = time.perf_counter() - started
-        self.history.record({**train, **means, **validation, "epoch_time": elapsed})
+    def _bad_validation(self, number: int, batch: Any) -> None:
+        report, table = self.stepper.non_finite_terms(batch, self.plan.data)
+        sentence = f"epoch {self.state.epoch}, validation batch {number}: {report}"
+        if self.plan.non_finite == "raise":
+            raise NonFiniteError(f"{sentence}{self._last_good()}", table)
+        self.history.notices.append(sentence)
 
-    def _step(self, batch: Any) -> Any:
-        try:
-            return self.stepper.step(batch, self.plan.data)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"epoch {self.state.epoch}, {error}") from error
+    def _record(self, validation: dict[str, float]) -> dict[str, float]:
+        moment, averager = self._moment, self._moment.averager
+        means = averager.means()
+        if means:
+            means = {"train_loss": means.pop("loss"), "train_elbo": means.pop("elbo"), **means}
+        self.history.per_datum = averager.per_datum
+        rates = self.stepper.optimizer.rates()
+        same = len(set(rates.values())) == 1
+        metrics = {
+            **means,
+            **validation,
+            **({"grad_norm": sum(moment.norms) / len(moment.norms)} if moment.norms else {}),
+            **({"lr": next(iter(rates.values()))} if same else _prefixed("lr/", rates)),
+            **({} if moment.always_one() else {"kl_weight": moment.kl_weight}),
+            **self._recovery.counts,
+            "epoch_time": moment.elapsed,
+        }
+        self.history.record(metrics)
+        self.history.notices += collapse_notices(
+            self.history, averager.local, self.state.epoch, moment.kl_weight
+        )
+        return metrics
+
+    def _save(self, folder: Path) -> Path:
+        """Writes a checkpoint of this very moment."""
+        path = checkpoint.write(
+            folder,
+            self._moment.state_dict(self.stepper, self.state, self.plan),
+            step=self.stepper.steps,
+            epoch=self.state.epoch,
+            metrics={} if self._moment.mid_epoch else _finite(self.history.last()),
+            config=self.plan.config,
+            parameters=self.stepper.parameters.tensors(),
+        )
+        self._moment.last_saved = path
+        return path
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """Ctrl-C ends training and keeps what was learned; errors go on after the callbacks."""
+        """Signals end training and keep what was learned; errors go on after the callbacks."""
         try:
             yield
-        except KeyboardInterrupt as interrupt:
-            self.history.stopped = "interrupted"
-            self._call("on_exception", interrupt)
-        except Exception as error:
+        except (KeyboardInterrupt, Interrupted) as interrupt:
+            self._end(interrupt)
+        except AmortizedError as error:
             self._call("on_exception", error)
             raise
+        except Exception as error:
+            if self._interrupts.received is not None:  # it also ended the workers of a loader
+                self._end(Interrupted(self._interrupts.received))
+                return
+            self._call("on_exception", error)
+            raise
+
+    def _end(self, interrupt: BaseException) -> None:
+        """Saves first, then counts the epoch that was cut short."""
+        self._call("on_exception", interrupt)
+        if self._moment.mid_epoch and self._moment.averager.weight:
+            self._record({})
+        self.history.stopped = "interrupted"
+        if isinstance(interrupt, Interrupted) and interrupt.terminates:
+            self.history.stopped = "terminated"
+            sys.exit(128 + interrupt.number)
 
     def _call(self, hook: str, *args: BaseException) -> None:
         for callback in self.plan.callbacks:
             getattr(callback, hook)(self.state, *args)
 
 
+def _guarded(batches: Batches, shuffle: torch.Generator, state: FitState) -> Iterator[Any]:
+    """One pass; an error of the user's loader says where training stood."""
+    iterator = batches.epoch(shuffle)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except AmortizedError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"epoch {state.epoch}, batch {state.batch + 1}: the data could not be read: "
+                f"{type(error).__name__}: {error}; parameters are as the batch before left them"
+            ) from error
+        yield batch
+
+
 def _reached(count: int, limit: int | None) -> bool:
     return limit is not None and count >= limit
+
+
+def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {prefix + name: value for name, value in values.items()}
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if value == value}

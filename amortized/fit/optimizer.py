@@ -9,7 +9,7 @@ import torch
 from pyro.optim.optim import PyroOptim
 from torch import Tensor
 
-from amortized.errors import ProgramError, UsageError
+from amortized.errors import CheckpointError, ProgramError, UsageError
 from amortized.fit.parameters import GROUPS
 
 OptimizerFactory = Callable[..., Any]
@@ -51,19 +51,91 @@ class GroupedOptimizer:
             self.torch_optimizer = self._build(parts)
             return
         for part in parts:
-            self.torch_optimizer.add_param_group(part)
+            self._add(part)
+
+    def leaves(self) -> list[Tensor]:
+        """Every parameter that it moves."""
+        return [leaf for group in self.built.param_groups for leaf in group["params"]]
 
     def zero_grad(self) -> None:
         """Forgets the gradients of the last step."""
-        self._built().zero_grad(set_to_none=True)
+        for leaf in self.leaves():
+            leaf.grad = None
 
     def step(self) -> None:
         """Moves the parameters by their gradients."""
-        self._built().step()
+        self.built.step()
+
+    def follow(self) -> None:
+        """Moves the state to where the parameters are."""
+        if self.torch_optimizer is not None:
+            # torch knows for each entry whether it belongs beside its parameter
+            self.torch_optimizer.load_state_dict(self.torch_optimizer.state_dict())
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each group, by its name."""
+        groups = self.built.param_groups
+        return {group.get("name", "all"): float(group["lr"]) for group in groups}
+
+    def set_rates(self, rates: Mapping[str, float]) -> None:
+        """Sets the learning rates of groups by name."""
+        for group in self.built.param_groups:
+            group["lr"] = rates.get(group.get("name", "all"), group["lr"])
+
+    def scale_rates(self, factor: float) -> None:
+        """Multiplies every learning rate."""
+        for group in self.built.param_groups:
+            for key in ("lr", "initial_lr"):
+                if key in group:
+                    group[key] = group[key] * factor
+
+    def state_dict(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """State and options by parameter name; ``names`` maps the id of a leaf to it."""
+        built = self.built
+        groups = [
+            {**group, "params": [names[id(leaf)] for leaf in group["params"]]}
+            for group in built.param_groups
+        ]
+        state = {names[id(leaf)]: dict(of) for leaf, of in built.state.items()}
+        return {"kind": type(built).__name__, "groups": groups, "state": state}
+
+    def load_state_dict(self, state: Mapping[str, Any], names: Mapping[int, str]) -> None:
+        """Takes a state back; parameters that it does not know keep a fresh one.
+
+        Raises:
+            CheckpointError: the state is another kind of optimizer's.
+        """
+        built = self.built
+        if state["kind"] != type(built).__name__:
+            raise CheckpointError(
+                f"the file holds the state of {state['kind']}, and this is a "
+                f"{type(built).__name__}: pass the optimizer it was written with"
+            )
+        ours = [names[id(leaf)] for group in built.param_groups for leaf in group["params"]]
+        saved = {name: group for group in state["groups"] for name in group["params"]}
+        packed = built.state_dict()
+        for group in packed["param_groups"]:
+            known = next((saved[ours[i]] for i in group["params"] if ours[i] in saved), {})
+            group.update({key: value for key, value in known.items() if key != "params"})
+        # torch would take tensors as they are, and training would then move the caller's state
+        packed["state"] = {
+            index: {key: _copied(value) for key, value in state["state"][name].items()}
+            for index, name in enumerate(ours)
+            if name in state["state"]
+        }
+        built.load_state_dict(packed)
 
     def _group(self, name: str, leaves: list[Tensor]) -> dict[str, Any]:
         rate = {} if self.lr is None else {"lr": self.lr[name]}
         return {"params": leaves, "name": name, **rate}
+
+    def _add(self, part: dict[str, Any]) -> None:
+        """Into the group of that name, so that schedulers know as many groups as before."""
+        for group in self.built.param_groups:
+            if group.get("name") == part["name"]:
+                group["params"].extend(part["params"])
+                return
+        self.built.add_param_group(part)
 
     def _build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if not groups:
@@ -81,7 +153,13 @@ class GroupedOptimizer:
             )
         return built
 
-    def _built(self) -> torch.optim.Optimizer:
+    @property
+    def built(self) -> torch.optim.Optimizer:
+        """The torch optimizer.
+
+        Raises:
+            UsageError: before the first step.
+        """
         if self.torch_optimizer is None:
             raise UsageError("the optimizer is made at the first step: none was taken yet")
         return self.torch_optimizer
@@ -101,6 +179,10 @@ def _learning_rates(lr: LearningRate) -> dict[str, float] | None:
         if not rate >= 0:
             raise UsageError(f"lr={rate} for {name}: expected a number of at least 0")
     return rates
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _can_fuse(leaves: Iterable[Tensor]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -122,13 +122,40 @@ class Parameters:
                 found |= {f"{owner}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
         owned = {id(tensor) for tensor in found.values()}
         stored = self._stored.items()
-        return found | {f"store.{name}": leaf for name, leaf in stored if id(leaf) not in owned}
+        found |= {f"store.{name}": leaf for name, leaf in stored if id(leaf) not in owned}
+        # networks that functions close over: the store has their parameters, nobody their buffers
+        for index, network in enumerate(self.networks):
+            for name, buffer in network.named_buffers(recurse=False):
+                if id(buffer) not in owned:
+                    found[f"network{index}.{name}"] = buffer
+        return found
+
+    def names(self) -> dict[int, str]:
+        """The names of `tensors` by the identity of the tensor."""
+        return {id(tensor): name for name, tensor in self.tensors().items()}
+
+    def buffers(self) -> list[Tensor]:
+        """What networks keep beside parameters: running means and the like."""
+        return [
+            buffer
+            for network in self.networks
+            if network is not self.loss
+            for buffer in network.buffers(recurse=False)
+        ]
+
+    def to(self, device: torch.device) -> None:
+        """Moves everything to a device, each tensor staying the same object."""
+        for network in self.networks:
+            network.to(device)
+        with torch.no_grad():
+            for leaf in self._stored.values():
+                leaf.data = leaf.data.to(device)
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of `tensors`."""
         return {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
 
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
+    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
         """Writes a snapshot back, in place."""
         tensors = self.tensors()
         with torch.no_grad():

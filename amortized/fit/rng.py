@@ -1,10 +1,13 @@
-"""Seeds that are local to a call."""
+"""Seeds that are local to a call, and generator states that a file can hold."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
@@ -51,3 +54,42 @@ def side_stream() -> Iterator[None]:
 def fresh_seed() -> int:
     """A seed drawn from torch's global stream, which moves by one draw."""
     return int(torch.randint(2**31, ()))
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global generator, as tensors, numbers, strings and tuples.
+
+    >>> state = rng_state()
+    >>> x = torch.rand(2)
+    >>> restore_rng(state)
+    >>> bool((torch.rand(2) == x).all())
+    True
+    """
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": list(cuda),
+        "python": random.getstate(),
+        "numpy": (
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ),
+    }
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Puts the global generators where `rng_state` found them.
+
+    The state of GPUs that this machine lacks is left out.
+    """
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available():
+        for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda.cpu(), device)
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))

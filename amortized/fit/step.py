@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import pyro
+import torch
 from torch import Tensor
 
 from amortized.errors import NonFiniteError
 from amortized.estimate import Estimate, LogWeights
+from amortized.fit.anomaly import named_gradients, watched_backward
 from amortized.fit.data import batch_length, map_tensors
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.parameters import Parameters, evaluation_mode
@@ -27,10 +29,12 @@ class Terms:
     """The terms of one batch in nats, detached: per data point, or totals without a data plate.
 
     ``values`` maps ``loss``, ``elbo``, ``reconstruction``, ``kl`` and ``kl/<site>`` to scalars.
+    ``local`` names the latents that each data point has for itself.
     """
 
     values: dict[str, Tensor]
     per_datum: bool
+    local: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, estimate: Estimate) -> Terms:
@@ -41,37 +45,21 @@ class Terms:
             "elbo": estimate.elbo,
             "reconstruction": estimate.reconstruction,
             "kl": estimate.kl,
+            **{f"kl/{name}": value for name, value in estimate.kl_per_site.items()},
         }
-        values |= {f"kl/{site}": kl for site, kl in estimate.kl_per_site.items()}
+        plate, guide = estimate.data_plate, estimate.run.guide
+        local = frozenset(name for name, record in guide.items() if plate in record.sizes)
         scaled = {name: value / size for name, value in values.items()}
-        return cls(scaled, estimate.data_size is not None)
-
-
-@final
-class Averager:
-    """The mean of terms over the batches of an epoch, weighted by data points."""
-
-    def __init__(self) -> None:
-        self._totals: dict[str, Tensor] = {}
-        self.weight = 0
-        self.per_datum = True
-
-    def add(self, terms: Terms, weight: int) -> None:
-        """Takes in the terms of a batch of ``weight`` data points."""
-        self.weight += weight
-        self.per_datum = self.per_datum and terms.per_datum
-        for name, value in terms.values.items():
-            total = self._totals.get(name)
-            self._totals[name] = value * weight if total is None else total + value * weight
-
-    def means(self) -> dict[str, float]:
-        """As Python floats; a site that some batches lack counts as zero there."""
-        return {name: float(total) / self.weight for name, total in self._totals.items()}
+        return cls(scaled, estimate.data_size is not None, local)
 
 
 @final
 class Stepper:
-    """A pair, its loss, its parameters and its optimizer: everything that one step moves."""
+    """A pair, its loss, its parameters and its optimizer: everything that one step moves.
+
+    `accumulate` adds the gradient of a batch, `apply` moves the parameters by the mean of what was
+    added. A loss or a gradient that is not finite moves nothing.
+    """
 
     def __init__(
         self,
@@ -86,53 +74,148 @@ class Stepper:
         self.optimizer = optimizer
         self.parameters = Parameters(model, guide, loss)
         self.validate = validate
+        self.detect_anomaly = False
         self.steps = 0
         self._count = -1
         self._first: Tensor | None = None
+        self._added = 0
+        self._buffers: list[Tensor] | None = None
+        """The buffers that a run of the programs moves; None until one was watched."""
 
     def warm_up(self, batch: Any) -> None:
         """Runs the pair once, so that every parameter exists; the global stream does not move."""
         if self._count >= 0:
             return
-        batch = self._placed(batch)
+        batch = self.placed(batch)
         with self.parameters.scope(), side_stream():
             self.loss.warm_up(self.model, self.guide, batch)
         self._sync(batch)
 
-    def step(self, batch: Any, data: DataPlate) -> Terms:
-        """One optimizer step on the loss per data point.
+    def accumulate(self, batch: Any, data: DataPlate, kl_weight: float = 1.0) -> Estimate:
+        """Adds the gradient of the loss per data point; estimators learn from it.
 
         Raises:
-            NonFiniteError: the loss is NaN or infinite; the parameters stay as they were.
+            NonFiniteError: the loss is NaN or infinite; nothing has moved.
         """
         self.warm_up(batch)
-        batch = self._placed(batch)
+        batch = self.placed(batch)
         with self.parameters.scope(), self._validation():
             args, kwargs = as_arguments(batch)
             data = replace(data, rows=batch_length(batch))
-            estimate = self.loss.estimate(self.model, self.guide, args, kwargs, data=data)
-            self._refuse_non_finite(estimate)
-            if self.parameters.count() != self._count:
-                self._sync(batch)
+            with self._buffers_kept_on_error():
+                estimate = self.loss.estimate(
+                    self.model, self.guide, args, kwargs, data=data, kl_weight=kl_weight
+                )
+                if not math.isfinite(estimate.loss.item()):
+                    raise NonFiniteError(estimate.non_finite_report(), estimate.site_table())
+                if self.parameters.count() != self._count:
+                    self._sync(batch)
+                if self._added == 0:
+                    self.optimizer.zero_grad()
+                loss = estimate.loss / (estimate.data_size or 1)
+                if self.detect_anomaly:
+                    watched_backward(loss, estimate, self.optimizer.leaves())
+                else:
+                    loss.backward()
+            self.loss.learn(estimate)
+        self._added += 1
+        return estimate
+
+    def apply(self, clip: float | None = None) -> float:
+        """Moves the parameters by the mean of what was added; returns its norm before clipping.
+
+        Args:
+            clip: the largest norm of the whole gradient.
+
+        Raises:
+            NonFiniteError: the gradient is NaN or infinite; the parameters have not moved.
+        """
+        leaves = [leaf for leaf in self.optimizer.leaves() if leaf.grad is not None]
+        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        if self._added > 1:
+            for gradient in gradients:
+                gradient.div_(self._added)
+        self._added = 0
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = total.item()
+        if not math.isfinite(norm):
+            report = named_gradients(leaves, self.parameters.names())
             self.optimizer.zero_grad()
-            (estimate.loss / (estimate.data_size or 1)).backward()
-            self.optimizer.step()
+            raise NonFiniteError(f"the norm of the gradient is {norm}: {report}")
+        if clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(leaves, clip, total)
+        self.optimizer.step()
         self.steps += 1
-        return Terms.of(estimate)
+        return norm
+
+    def step(self, batch: Any, data: DataPlate) -> Estimate:
+        """One optimizer step on the loss per data point of one batch.
+
+        Raises:
+            NonFiniteError: the loss or its gradient is NaN or infinite; the parameters stay.
+        """
+        try:
+            estimate = self.accumulate(batch, data)
+            self.apply()
+        except NonFiniteError as error:
+            sentence = f"step {self.steps + 1}: {error.args[0]}"
+            raise NonFiniteError(sentence, error.table) from error
+        return estimate
+
+    @property
+    def pending(self) -> bool:
+        """Whether gradients were added and not applied."""
+        return self._added > 0
+
+    @property
+    def built_optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer, after warm-up."""
+        return self.optimizer.built
+
+    def discard(self) -> None:
+        """Forgets gradients that were added and not applied."""
+        self._added = 0
 
     def terms(self, batch: Any, data: DataPlate) -> Terms:
         """The terms of a batch in eval mode and without gradients; nothing moves."""
         self.warm_up(batch)
-        args, kwargs = as_arguments(self._placed(batch))
+        args, kwargs = as_arguments(self.placed(batch))
         with self.evaluating():
             return Terms.of(self.loss.estimate(self.model, self.guide, args, kwargs, data=data))
 
+    def non_finite_terms(self, batch: Any, data: DataPlate) -> tuple[str, str]:
+        """A sentence and a table on why the terms of a batch are not finite."""
+        args, kwargs = as_arguments(self.placed(batch))
+        with self.evaluating():
+            estimate = self.loss.estimate(self.model, self.guide, args, kwargs, data=data)
+            return estimate.non_finite_report(), estimate.site_table()
+
     def log_weights(self, batch: Any, data: DataPlate, num_particles: int) -> LogWeights:
         """Plain draws of a batch: to be called while `evaluating`."""
-        args, kwargs = as_arguments(self._placed(batch))
+        args, kwargs = as_arguments(self.placed(batch))
         return self.loss.log_weights(
             self.model, self.guide, args, kwargs, num_particles=num_particles, data=data
         )
+
+    def to(self, device: torch.device) -> None:
+        """Moves parameters, buffers and optimizer state; batches follow."""
+        with self.parameters.scope():
+            self.parameters.to(device)
+        self.optimizer.follow()
+        self._first = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters, buffers, estimators and optimizer, by name; the tensors are not copied."""
+        tensors = {name: tensor.detach() for name, tensor in self.parameters.tensors().items()}
+        optimizer = self.optimizer.state_dict(self.parameters.names())
+        return {"parameters": tensors, "optimizer": optimizer, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes a state back; every parameter must exist (see `warm_up`)."""
+        self.parameters.restore(state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"], self.parameters.names())
+        self.steps = state["steps"]
+        self.discard()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -140,6 +223,15 @@ class Stepper:
         with self.parameters.scope(), evaluation_mode(*self.parameters.networks):
             with self._validation():
                 yield
+
+    def placed(self, batch: Any) -> Any:
+        """The batch on the device of the parameters."""
+        if self._first is None:
+            self._first = self.parameters.first()
+        if self._first is None:
+            return batch
+        device = self._first.device
+        return map_tensors(lambda t: t if t.device == device else t.to(device), batch)
 
     @contextmanager
     def _validation(self) -> Iterator[None]:
@@ -150,21 +242,57 @@ class Stepper:
             with pyro.validation_enabled(False):
                 yield
 
-    def _placed(self, batch: Any) -> Any:
-        """The batch on the device of the parameters."""
-        if self._first is None:
-            self._first = self.parameters.first()
-        if self._first is None:
-            return batch
-        device = self._first.device
-        return map_tensors(lambda t: t if t.device == device else t.to(device), batch)
-
-    def _refuse_non_finite(self, estimate: Estimate) -> None:
-        if not math.isfinite(estimate.loss.item()):
-            raise NonFiniteError(f"step {self.steps + 1}: {estimate.non_finite_report()}")
+    @contextmanager
+    def _buffers_kept_on_error(self) -> Iterator[None]:
+        """Running means do not keep what a batch that is refused did to them."""
+        watched = self.parameters.buffers() if self._buffers is None else self._buffers
+        before = [(buffer, buffer._version, buffer.clone()) for buffer in watched]
+        try:
+            yield
+        except NonFiniteError:
+            with torch.no_grad():
+                for buffer, _, value in before:
+                    buffer.copy_(value)
+            raise
+        if self._buffers is None:
+            self._buffers = [buffer for buffer, version, _ in before if buffer._version != version]
 
     def _sync(self, batch: Any) -> None:
         """Hands new parameters to the optimizer: at warm-up, and when a branch declares more."""
         self.parameters.attribute(*as_arguments(batch))
         self._count = self.parameters.count()
         self.optimizer.sync(self.parameters.groups())
+
+
+@final
+class Averager:
+    """The mean of terms over the batches of an epoch, weighted by data points."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+        self.weight = 0
+        self.per_datum = True
+        self.local: frozenset[str] = frozenset()
+
+    def add(self, terms: Terms, weight: int) -> None:
+        """Takes in the terms of a batch of ``weight`` data points."""
+        self.weight += weight
+        self.per_datum = self.per_datum and terms.per_datum
+        self.local |= terms.local
+        for name, value in terms.values.items():
+            total = self._totals.get(name)
+            self._totals[name] = value * weight if total is None else total + value * weight
+
+    def means(self) -> dict[str, float]:
+        """As Python floats; a site that some batches lack counts as zero there."""
+        return {name: float(total) / self.weight for name, total in self._totals.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        about = {"weight": self.weight, "per_datum": self.per_datum, "local": sorted(self.local)}
+        return {**about, "totals": dict(self._totals)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from sums."""
+        self.weight, self.per_datum = state["weight"], state["per_datum"]
+        self.local, self._totals = frozenset(state["local"]), dict(state["totals"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, final
 
 import pyro
@@ -13,14 +14,22 @@ from torch import Tensor
 
 from amortized.description import Description
 from amortized.errors import UsageError
-from amortized.fit.callbacks import Callback, FitState, as_callbacks
+from amortized.fit import checkpoint
+from amortized.fit.callbacks import Callback, FitState
+from amortized.fit.checkpoint import Checkpoint
 from amortized.fit.data import as_batches
+from amortized.fit.device import device_of
 from amortized.fit.evaluate import Evaluation
 from amortized.fit.history import History
-from amortized.fit.loop import Loop, Plan
+from amortized.fit.loggers import Logger
+from amortized.fit.loop import Loop
 from amortized.fit.optimizer import DEFAULT_LR, GroupedOptimizer, LearningRate, OptimizerFactory
 from amortized.fit.parameters import Bound
-from amortized.fit.rng import seeded
+from amortized.fit.plan import Plan, in_order, on_trial
+from amortized.fit.recovery import Policy
+from amortized.fit.resume import plate_state, refuse_other_program
+from amortized.fit.rng import preserved_rng, seeded
+from amortized.fit.schedule import Interval, KLWeight, SchedulerFactory, schedule_of
 from amortized.fit.step import Stepper
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
@@ -47,6 +56,7 @@ class SVI:
         data_plate: the plate whose elements are data points, by name, or a `DataPlate` with the
             size of the data set; by default the sole outermost plate that holds observations.
         validate: Pyro's checks at every step, not only at the first (a third slower).
+        device: where the pair is moved; ``"auto"`` takes a GPU if there is one, None leaves it.
 
     Raises:
         UsageError: an argument of another kind.
@@ -76,6 +86,7 @@ class SVI:
         optimizer: OptimizerFactory = torch.optim.Adam,
         data_plate: str | DataPlate | None = None,
         validate: bool = False,
+        device: str | torch.device | None = None,
     ) -> None:
         for name, program in (("model", model), ("guide", guide)):
             if not callable(program):
@@ -92,6 +103,8 @@ class SVI:
         self._stepper = Stepper(
             model, guide, self.loss, GroupedOptimizer(optimizer, lr), validate=validate
         )
+        if device is not None:
+            self._stepper.to(device_of(device))
         self.model = Bound(model, self._stepper.parameters)
         self.guide = Bound(guide, self._stepper.parameters)
 
@@ -133,7 +146,8 @@ class SVI:
         Raises:
             NonFiniteError: the loss is NaN or infinite; the parameters stay as they were.
         """
-        return float(self._stepper.step(batch, self._data).values["loss"])
+        estimate = self._stepper.step(batch, self._data)
+        return estimate.loss.item() / (estimate.data_size or 1)
 
     def fit(
         self,
@@ -146,47 +160,160 @@ class SVI:
         seed: int | None = None,
         callbacks: Iterable[Callback | Callable[[FitState], Any]] = (),
         progress: bool = True,
+        scheduler: SchedulerFactory | None = None,
+        scheduler_interval: Interval = "epoch",
+        gradient_clip_val: float | None = None,
+        accumulate_grad_batches: int = 1,
+        kl_weight: float | Callable[[int], float] = 1.0,
+        n_epochs_kl_warmup: int | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        check_val_every_n_epoch: int = 1,
+        fast_dev_run: bool | int = False,
+        check: bool = True,
+        detect_anomaly: bool = False,
+        non_finite: Policy = "raise",
+        non_finite_limit: int = 10,
+        logger: Logger | Iterable[Logger] | None = None,
+        resume_from: str | Path | None = None,
+        device: str | torch.device | None = None,
     ) -> History:
         """Trains on ``train``, validating on ``val`` after each epoch; may be called again.
 
         Data are a tensor, a numpy array, a tuple or dict of those, a Dataset or a DataLoader (which
         keeps its own batch size and order); the first dim counts data points. The size of ``train``
         scales every minibatch, so a short last one weighs right and global latents count once.
-        Ctrl-C ends training and keeps what was learned.
+        Ctrl-C ends training after the step and keeps what was learned; so does SIGTERM, which then
+        ends the process too. Nothing is written unless a callback or a logger does.
 
         Args:
             train: data to learn from.
             val: held-out data; their bound is computed in eval mode with the same noise at each
-                epoch, and scaled as the training data are.
+                epoch and with full weight on the KL, and scaled as the training data are.
             max_epochs: passes over ``train``.
             max_steps: optimizer steps, of this call.
-            batch_size: data points a step; not for a DataLoader.
+            batch_size: data points a batch; not for a DataLoader.
             seed: for shuffling and noise in this call; the global generators are restored after.
                 None: they decide, and go on.
             callbacks: `Callback` objects, or functions called with the state after each epoch.
             progress: a live line on standard error, or a plain one now and then.
+            scheduler: called with the torch optimizer, makes a torch learning-rate scheduler;
+                ``ReduceLROnPlateau`` watches ``val_loss``, or ``train_loss`` without ``val``.
+            scheduler_interval: ``"epoch"`` or ``"step"``: when the scheduler moves.
+            gradient_clip_val: the largest norm of the whole gradient (not of each element).
+            accumulate_grad_batches: batches whose mean gradient makes one step.
+            kl_weight: how often the terms of latents count in the loss, or a function of the step
+                (from 0) that says so.
+            n_epochs_kl_warmup: over so many epochs that weight grows linearly from 0.
+            limit_train_batches: at most so many batches an epoch, or a fraction of them.
+            limit_val_batches: the same for validation.
+            check_val_every_n_epoch: epochs between two validations.
+            fast_dev_run: a trial of one batch (or so many) of training and validation; early
+                stopping, checkpoints and loggers are left out.
+            check: look for mistakes in programs and data before the first step, see `check`;
+                errors end the call, warnings are shown once.
+            detect_anomaly: name the first site whose gradient is not finite (slow).
+            non_finite: at a loss or gradient that is not finite: ``"raise"``; ``"skip"`` the batch;
+                or ``"rollback"`` to a good moment with half the learning rate.
+            non_finite_limit: so many skips in a row, or so many rollbacks, before it raises.
+            logger: one object or several with ``log_metrics(metrics, step)``.
+            resume_from: a folder of checkpoints (the newest good one is taken) or one of them: go
+                on with that training as if it had not been interrupted, bit for bit on a CPU.
+            device: where to train; ``"auto"`` takes a GPU if there is one. Batches are moved there.
 
         Returns:
             `History`: a dict of lists, one float an epoch.
 
         Raises:
             UsageError: unfit data or options, or no end given.
-            NonFiniteError: the loss became NaN or infinite, with epoch and step.
+            ProgramError: what `check` found in the programs.
+            DataError: a DataLoader failed, with epoch and batch.
+            NonFiniteError: a loss or gradient is not finite, with epoch, batch, step and sites.
+            CheckpointError: a checkpoint cannot be written, read, or fits another program.
         """
         batches = as_batches(train, batch_size)
         if self._asked.size is None:
             self._data = DataPlate(self._asked.name, batches.size)
+        if device is not None:
+            self._stepper.to(device_of(device))
+        chosen = in_order(callbacks, logger)
+        limits = {
+            "max_epochs": max_epochs,
+            "limit_train_batches": limit_train_batches,
+            "limit_val_batches": limit_val_batches,
+        }
+        if fast_dev_run:
+            chosen, limits = on_trial(chosen, limits, fast_dev_run)
         plan = Plan(
             train=batches,
             val=None if val is None else as_batches(val, batch_size),
             data=self._data,
-            max_epochs=max_epochs,
             max_steps=max_steps,
-            callbacks=as_callbacks(callbacks),
+            callbacks=chosen,
             progress=progress,
+            kl_weight=KLWeight(kl_weight, n_epochs_kl_warmup),
+            schedule=schedule_of(scheduler, scheduler_interval),
+            gradient_clip_val=gradient_clip_val,
+            accumulate_grad_batches=accumulate_grad_batches,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            detect_anomaly=detect_anomaly,
+            non_finite=non_finite,
+            non_finite_limit=non_finite_limit,
+            resume_from=None if resume_from is None else Path(resume_from),
+            check=check,
+            config={**self._config(), "batch_size": batch_size, "seed": seed},
+            **limits,
         )
-        with seeded(seed):
+        with seeded(seed) if resume_from is None else preserved_rng():
             return Loop(self._stepper, plan).run()
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes parameters, estimators and optimizer below a folder; `load` reads them.
+
+        Returns the new checkpoint's own folder. To go on with an interrupted training bit for bit,
+        use `ModelCheckpoint` in `fit`.
+
+        Raises:
+            UsageError: nothing was trained yet.
+            CheckpointError: the folder cannot be written.
+        """
+        return checkpoint.write(
+            folder,
+            {**self._stepper.state_dict(), "data": plate_state(self._data)},
+            step=self._stepper.steps,
+            epoch=0,
+            metrics={},
+            config=self._config(),
+            parameters=self._stepper.parameters.tensors(),
+        )
+
+    def load(
+        self, path: str | Path | Checkpoint, batch: Any = None, *, estimators: bool = True
+    ) -> None:
+        """Takes parameters, buffers and estimators from a checkpoint; the optimizer stays as it is.
+
+        Args:
+            path: a checkpoint, or a folder of them: the newest good one is read.
+            batch: one batch, if nothing was trained yet: programs may declare parameters only when
+                they run.
+            estimators: whether the estimators' state is read too; without, any loss will do.
+
+        Raises:
+            CheckpointError: no good checkpoint, or one of another program, named by parameter.
+        """
+        found = path if isinstance(path, Checkpoint) else checkpoint.read(path)
+        if batch is not None:
+            self._stepper.warm_up(batch)
+        parameters = self._stepper.parameters
+        refuse_other_program(found, parameters.tensors(), estimators=estimators)
+        saved = found.state["parameters"].items()
+        parameters.restore({n: t for n, t in saved if estimators or not n.startswith("loss.")})
+        data = found.state["data"]
+        self._data = DataPlate(data["plate"], data["size"])
+
+    def _config(self) -> dict[str, Any]:
+        """What a checkpoint says of this object, for people."""
+        return {"loss": repr(self.loss), "lr": self._stepper.optimizer.lr}
 
     def evaluate(
         self,

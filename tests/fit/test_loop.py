@@ -60,6 +60,7 @@ def test_hooks_are_called_in_order() -> None:
 def test_the_keys_of_the_history() -> None:
     history = loop(plan(val=tiny.data(8), max_epochs=2)).run()
     train = {"train_loss", "train_elbo", "reconstruction", "kl", "kl/z", "epoch_time"}
+    train |= {"grad_norm", "lr"}
     assert set(history) == train | {"val_loss", "val_elbo", "val_reconstruction", "val_kl"}
     for values in history.values():
         assert len(values) == 2 and all(type(v) is float and math.isfinite(v) for v in values)
@@ -148,7 +149,9 @@ def test_a_non_finite_loss_names_epoch_and_step() -> None:
                     state.parameters.tensors()["store.slope"].fill_(math.nan)
 
     recorder = Recorder()
-    with pytest.raises(NonFiniteError, match=r"epoch 2, step 5: the loss is nan.*site 'z'"):
+    with pytest.raises(
+        NonFiniteError, match=r"epoch 2, batch 2, step 5: the loss is nan.*site 'z'"
+    ):
         loop(plan(max_epochs=3, callbacks=[Poison(), recorder])).run()
     assert recorder.calls[-1] == "on_exception"
 

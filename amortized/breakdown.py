@@ -1,0 +1,88 @@
+"""Where numbers stop being finite: one row a site, and the first one in order of execution."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from amortized.estimators.base import base_of, parameters_of
+from amortized.programs.records import Run, SiteRecord, Term
+
+
+def site_table(run: Run) -> str:
+    """A plain table of every term of a run: its sum, and the range of the site's value."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for head in ("site", "program", "log-probability", "non-finite", "value from", "to"):
+        left = head in ("site", "program")
+        table.add_column(head, justify="left" if left else "right", overflow="fold")
+    for term in run.terms:
+        record = _record(run, term)
+        low, high = _range(record.value) if record is not None else ("", "")
+        bad = int((~term.value.isfinite()).sum())
+        shown = f"{bad} of {term.value.numel()}" if bad else ""
+        sign = -1.0 if term.role == "guide" else 1.0
+        total = f"{sign * term.value.sum().item():.6g}"
+        role = "KL" if term.role == "kl" else _program(term)
+        table.add_row(term.name, role, total, shown, low, high)
+    text = io.StringIO()
+    Console(file=text, width=100, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
+
+
+def first_non_finite(run: Run) -> str | None:
+    """Where the first non-finite number stands, guide before model; None if there is none."""
+    for program, records in (("guide", run.guide), ("model", run.model)):
+        in_model = program == "model"
+        terms = {t.name: t for t in run.terms if t.in_model == in_model}
+        for name, record in records.items():
+            what = next(_complaints(record, terms.get(name)), None)
+            if what is not None:
+                return f"site {name!r} of the {program}: {what}"
+    return None
+
+
+def _complaints(record: SiteRecord, term: Term | None) -> Iterator[str]:
+    for parameter in parameters_of(record.fn):
+        # infinity is a legal parameter: the logits of an impossible category
+        if parameter.is_floating_point() and bool(parameter.isnan().any()):
+            yield f"a parameter of its {_family(record)} is {_example(parameter)}"
+    if record.value.is_floating_point() and _bad(record.value):
+        kind = "observed value" if record.observed else "value"
+        yield f"its {kind} is {_example(record.value)}"
+    if term is not None and _bad(term.value):
+        yield f"its log-probability is {_example(term.value)}"
+
+
+def _bad(value: Tensor) -> bool:
+    return not bool(value.isfinite().all())
+
+
+def _example(value: Tensor) -> str:
+    bad = value.detach()[~value.isfinite()].reshape(-1)
+    return f"{bad[0].item()} in {bad.numel()} of {value.numel()} places"
+
+
+def _family(record: SiteRecord) -> str:
+    return type(base_of(record.fn)).__name__
+
+
+def _program(term: Term) -> str:
+    return "model" if term.in_model else "guide"
+
+
+def _record(run: Run, term: Term) -> SiteRecord | None:
+    return (run.model if term.in_model else run.guide).get(term.name)
+
+
+def _range(value: Tensor) -> tuple[str, str]:
+    if value.numel() == 0 or value.is_complex():
+        return "", ""
+    with torch.no_grad():
+        number = value.detach().to(torch.float64)
+        return f"{number.min().item():.4g}", f"{number.max().item():.4g}"

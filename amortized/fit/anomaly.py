@@ -1,0 +1,74 @@
+"""Which parameter, and which site, a gradient that is not finite belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from amortized.errors import NonFiniteError
+from amortized.estimate import Estimate
+from amortized.programs.records import Term
+
+_SHOWN = 3
+
+
+def named_gradients(leaves: Sequence[Tensor], names: Mapping[int, str]) -> str:
+    """A clause naming the parameters whose gradient is not finite, and what to do."""
+    bad = [names[id(leaf)] for leaf in leaves if leaf.grad is not None and _bad(leaf.grad)]
+    more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    where = ", ".join(bad[:_SHOWN]) + more
+    return (
+        f"that of {where or 'no single parameter (their sum overflows)'} is not finite although "
+        "the loss is; look for sqrt, log or a division at zero, pass gradient_clip_val, or let "
+        "fit(detect_anomaly=True) find the site"
+    )
+
+
+def watched_backward(loss: Tensor, estimate: Estimate, leaves: Sequence[Tensor]) -> None:
+    """A backward pass that names the first site whose gradient is not finite (slow).
+
+    Raises:
+        NonFiniteError: naming the site, and torch's operation where it knows one.
+    """
+    operation = ""
+    with torch.autograd.set_detect_anomaly(True, check_nan=True):
+        try:
+            loss.backward(retain_graph=True)
+        except RuntimeError as error:
+            operation = " ".join(str(error).split())
+            if "nan" not in operation.lower():
+                raise
+    if operation == "" and not any(leaf.grad is not None and _bad(leaf.grad) for leaf in leaves):
+        return
+    term = _first_bad_term(estimate, leaves)
+    where = (
+        "no single site (the sum of their gradients overflows, or an estimator's own term does it)"
+        if term is None
+        else f"site {term.name!r} of the {'model' if term.in_model else 'guide'}"
+    )
+    torch_says = f" (torch: {operation})" if operation else ""
+    raise NonFiniteError(
+        f"the gradient is not finite, first at {where}{torch_says}, although the loss is; look for "
+        "sqrt, log or a division at zero there, or pass gradient_clip_val",
+        estimate.site_table(),
+    )
+
+
+def _first_bad_term(estimate: Estimate, leaves: Sequence[Tensor]) -> Term | None:
+    """The first term, guide before model, with a gradient that is not finite."""
+    ordered = sorted(estimate.run.terms, key=lambda term: term.in_model)
+    for term in ordered:
+        if not term.value.requires_grad:
+            continue
+        found = torch.autograd.grad(
+            term.value.sum(), list(leaves), retain_graph=True, allow_unused=True
+        )
+        if any(gradient is not None and _bad(gradient) for gradient in found):
+            return term
+    return None
+
+
+def _bad(gradient: Tensor) -> bool:
+    return not bool(gradient.isfinite().all())

@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM wait for the end of a step, so that no state is caught half-changed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any, Final, final
+
+# Ctrl-C and what schedulers send; a handler that the caller has set stays in charge.
+_WATCHED: Final = (signal.SIGINT, signal.SIGTERM)
+_UNTOUCHED: Final = (signal.SIG_DFL, signal.default_int_handler)
+
+
+@final
+class Interrupted(BaseException):
+    """A signal asked training to end, and the step is complete (internal)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def terminates(self) -> bool:
+        """Whether the process is to end too: anything but Ctrl-C."""
+        return self.number != signal.SIGINT
+
+
+@final
+class Interrupts:
+    """While entered, the first signal is kept for `check`; a second Ctrl-C acts at once.
+
+    Handlers can be set in the main thread only; elsewhere nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        """Takes the signals over."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _WATCHED:
+                before = signal.getsignal(number)
+                if before in _UNTOUCHED:
+                    self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Gives them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def check(self) -> None:
+        """Called where all state is whole.
+
+        Raises:
+            Interrupted: a signal has come.
+        """
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        print(
+            f"\n{signal.Signals(number).name}: ending after this step (again: at once)",
+            file=sys.stderr,
+        )

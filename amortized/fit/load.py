@@ -1,0 +1,106 @@
+"""Reads a fitted pair back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from amortized.errors import CheckpointError, UsageError
+from amortized.fit import checkpoint
+from amortized.fit.checkpoint import Checkpoint
+from amortized.fit.data import as_batches
+from amortized.fit.program import Program
+from amortized.fit.svi import SVI
+from amortized.loss import VariationalLoss
+
+Pair = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def load(
+    path: str | os.PathLike[str],
+    program: Program | Pair,
+    *,
+    loss: VariationalLoss | None = None,
+    batch: Any = None,
+    which: Literal["last", "best"] = "last",
+    monitor: str = "val_loss",
+    mode: Literal["min", "max"] = "min",
+    device: str | torch.device | None = None,
+) -> SVI:
+    """A fitted pair from a checkpoint: ``svi.model`` and ``svi.guide`` have its parameters.
+
+    The programs come from the caller, and the file gives numbers only: nothing in it is run. For
+    ``pyro.infer.Predictive`` and `SVI.evaluate`; to go on with an interrupted training, use
+    ``fit(resume_from=path)``.
+
+    Args:
+        path: a checkpoint, or a folder of them.
+        program: what a program file returns, or ``(model, guide)``.
+        loss: the loss it was trained with; then the estimators' state is read too.
+        batch: one batch, so that programs can declare what they make on their first run; by
+            default the first one of ``program.train``.
+        which: of a folder, the newest checkpoint or the best.
+        monitor: the metric that says which is the best.
+        mode: ``"min"`` where smaller is better.
+        device: where the pair is moved; files from a GPU open anywhere.
+
+    Raises:
+        CheckpointError: no good checkpoint, or one of another program, named by parameter.
+        UsageError: neither a program nor a pair.
+
+    >>> import pyro, pyro.distributions as dist, tempfile
+    >>> def model(x):
+    ...     loc = pyro.param("loc", torch.tensor(0.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+    >>> def guide(x): pass
+    >>> x, svi = torch.ones(3), SVI(model, guide, lr=0.1)
+    >>> loss = svi.step(x)
+    >>> path = svi.save(tempfile.mkdtemp())
+    >>> load(path, (model, guide), batch=x).params()
+    {'loc': tensor(0.1000)}
+    """
+    model, guide = _pair(program)
+    found = _chosen(path, which, monitor, mode)
+    svi = SVI(model, guide, loss, device=device)
+    first = batch
+    if first is None and isinstance(program, Program):
+        first = next(iter(as_batches(program.train).epoch()))
+    svi.load(found, first, estimators=loss is not None)
+    return svi
+
+
+def _pair(program: Program | Pair) -> Pair:
+    if isinstance(program, Program):
+        return program.model, program.guide
+    if isinstance(program, tuple) and len(program) == 2 and all(map(callable, program)):
+        return program
+    raise UsageError(
+        f"program: found {type(program).__name__}; expected am.Program(...) or (model, guide)"
+    )
+
+
+def _chosen(path: str | os.PathLike[str], which: str, monitor: str, mode: str) -> Checkpoint:
+    if which == "last":
+        return checkpoint.read(path)
+    if which != "best":
+        raise UsageError(f"which={which!r}: expected 'last' or 'best'")
+    scored = []
+    for folder in checkpoint.listed(Path(path)):
+        try:
+            found = checkpoint.read(folder)
+        except CheckpointError:
+            continue
+        if monitor in found.metadata["metrics"]:
+            scored.append((found.metadata["metrics"][monitor], found))
+    if not scored:
+        raise CheckpointError(
+            f"{os.fspath(path)}: no checkpoint records {monitor!r}, so none is the best; pass "
+            "which='last', or monitor= another key of the history"
+        )
+    best = min if mode == "min" else max
+    return best(scored, key=lambda pair: pair[0])[1]

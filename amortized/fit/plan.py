@@ -1,0 +1,145 @@
+"""What a call of ``fit`` is to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amortized.errors import UsageError
+from amortized.fit.callbacks import Callback, EarlyStopping, FitState, as_callbacks
+from amortized.fit.data import Batches
+from amortized.fit.loggers import LogEachEpoch, Logger, as_loggers
+from amortized.fit.model_checkpoint import ModelCheckpoint
+from amortized.fit.recovery import Policy
+from amortized.fit.schedule import KLWeight, LearningRateSchedule
+from amortized.programs.records import DataPlate
+
+# what a trial run leaves out: it should neither end early nor write anything
+_NOT_ON_TRIAL = (EarlyStopping, ModelCheckpoint, LogEachEpoch)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The data, the options and the callbacks of one call.
+
+    Raises:
+        UsageError: no end in sight, or an option out of range.
+    """
+
+    train: Batches
+    val: Batches | None
+    data: DataPlate
+    max_epochs: int | None
+    max_steps: int | None
+    callbacks: list[Callback]
+    progress: bool
+    kl_weight: KLWeight = field(default_factory=lambda: KLWeight(1.0))
+    schedule: LearningRateSchedule | None = None
+    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int = 1
+    limit_train_batches: int | float | None = None
+    limit_val_batches: int | float | None = None
+    check_val_every_n_epoch: int = 1
+    detect_anomaly: bool = False
+    non_finite: Policy = "raise"
+    non_finite_limit: int = 10
+    resume_from: Path | None = None
+    check: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = {
+            "max_epochs": self.max_epochs,
+            "max_steps": self.max_steps,
+            "accumulate_grad_batches": self.accumulate_grad_batches,
+            "check_val_every_n_epoch": self.check_val_every_n_epoch,
+        }
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value}: expected at least 1")
+        clip = self.gradient_clip_val
+        if clip is not None and not (math.isfinite(clip) and clip > 0):
+            raise UsageError(f"gradient_clip_val={clip}: expected a norm above 0, or None")
+        stops_early = any(isinstance(callback, EarlyStopping) for callback in self.callbacks)
+        if self.max_epochs is None and self.max_steps is None and not stops_early:
+            raise UsageError(
+                "fit has no end: pass max_epochs=..., max_steps=..., or am.EarlyStopping(...) "
+                "among the callbacks"
+            )
+
+    @property
+    def train_batches(self) -> int | None:
+        """Batches in one epoch, limits counted in; None where nobody knows."""
+        return limited(self.train.num_batches, self.limit_train_batches, "limit_train_batches")
+
+    @property
+    def val_batches(self) -> int | None:
+        """Batches of one validation; None: all there are."""
+        total = None if self.val is None else self.val.num_batches
+        return limited(total, self.limit_val_batches, "limit_val_batches")
+
+    @property
+    def steps(self) -> int | None:
+        """The number of optimizer steps at most, where it is known."""
+        batches = self.train_batches
+        known = [] if self.max_steps is None else [self.max_steps]
+        if batches is not None and self.max_epochs is not None:
+            known.append(-(-batches // self.accumulate_grad_batches) * self.max_epochs)
+        return min(known, default=None)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a training to be resumed in the middle of an epoch."""
+        return {
+            "data points": self.train.size,
+            "batches": self.train_batches,
+            "accumulate_grad_batches": self.accumulate_grad_batches,
+        }
+
+
+def limited(total: int | None, limit: int | float | None, name: str) -> int | None:
+    """A number of batches under a limit: a count, or a fraction of all.
+
+    Raises:
+        UsageError: a limit out of range, or a fraction of an unknown number.
+
+    >>> limited(10, 3, "limit"), limited(10, 0.25, "limit"), limited(None, None, "limit")
+    (3, 2, None)
+    """
+    if limit is None:
+        return total
+    if isinstance(limit, bool) or limit <= 0 or (isinstance(limit, float) and limit > 1):
+        raise UsageError(f"{name}={limit}: expected a count from 1, or a fraction up to 1.0")
+    if isinstance(limit, int):
+        return limit if total is None else min(limit, total)
+    if total is None:
+        raise UsageError(f"{name}={limit}: the data do not say how many batches there are")
+    return max(1, int(total * limit))
+
+
+def on_trial(
+    callbacks: Iterable[Callback], limits: dict[str, Any], batches: bool | int
+) -> tuple[list[Callback], dict[str, Any]]:
+    """Callbacks and limits of a ``fast_dev_run``: a few batches of one epoch, nothing written.
+
+    Raises:
+        UsageError: fewer than one batch.
+    """
+    count = int(batches)
+    if count < 1:
+        raise UsageError(f"fast_dev_run={batches}: expected True or a number of batches")
+    kept = [callback for callback in callbacks if not isinstance(callback, _NOT_ON_TRIAL)]
+    trial = {"max_epochs": 1, "limit_train_batches": count, "limit_val_batches": count}
+    return kept, {**limits, **trial}
+
+
+def in_order(
+    callbacks: Iterable[Callback | Callable[[FitState], Any]],
+    logger: Logger | Iterable[Logger] | None,
+) -> list[Callback]:
+    """All callbacks; those that write checkpoints come last, when the others' state has moved."""
+    found = [*as_callbacks(callbacks), *as_loggers(logger)]
+    return sorted(found, key=lambda callback: isinstance(callback, ModelCheckpoint))

@@ -1,0 +1,143 @@
+"""What happens at a step whose loss or gradient is not finite: raise, skip, or roll back."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any, Final, Literal, final
+
+from amortized.errors import NonFiniteError, UsageError
+from amortized.fit.schedule import LearningRateSchedule
+from amortized.fit.step import Stepper
+
+Policy = Literal["raise", "skip", "rollback"]
+POLICIES: Final = ("raise", "skip", "rollback")
+
+# Steps between two snapshots to roll back to; a shorter epoch has one at its start.
+_SNAPSHOT_EVERY: Final = 100
+_LOWER_RATE: Final = 0.5
+
+
+class Recovery(ABC):
+    """Decides whether training goes on after a step that moved nothing.
+
+    Attributes:
+        counts: what happened so far in this epoch, as keys of the history.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    @abstractmethod
+    def recover(self, error: NonFiniteError) -> None:
+        """Makes training fit to go on, or raises the error."""
+
+    def after_step(self) -> None:  # noqa: B027
+        """A good step was taken."""
+
+    def epoch_start(self) -> None:
+        """An epoch begins."""
+        self.counts = {}
+
+
+@final
+class Raise(Recovery):
+    """Training ends."""
+
+    def recover(self, error: NonFiniteError) -> None:
+        """Raises."""
+        raise error
+
+
+@final
+class Skip(Recovery):
+    """The batch is left out; too many in a row end training."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self._in_a_row = 0
+
+    def recover(self, error: NonFiniteError) -> None:
+        """Counts."""
+        self._in_a_row += 1
+        if self._in_a_row > self.limit:
+            raise NonFiniteError(
+                f"{self.limit} batches in a row were skipped (non_finite='skip'), and the next one "
+                f"is no better: {error.args[0]}",
+                error.table,
+            ) from error
+        self.counts["skipped_steps"] = self.counts.get("skipped_steps", 0) + 1
+
+    def after_step(self) -> None:
+        """A run of bad batches is over."""
+        self._in_a_row = 0
+
+
+@final
+class Rollback(Recovery):
+    """Parameters and optimizer go back to a good moment, with half the learning rate.
+
+    Two moments are kept: if training fails again before the newer one is old, the older is used.
+    """
+
+    def __init__(self, limit: int, stepper: Stepper, schedule: LearningRateSchedule | None) -> None:
+        super().__init__()
+        self.limit, self.stepper, self.schedule = limit, stepper, schedule
+        self._used = 0
+        self._steps = 0
+        self._kept: list[dict[str, Any]] = []
+
+    def recover(self, error: NonFiniteError) -> None:
+        """Restores, and lowers the rates."""
+        if self._used >= self.limit or not self._kept:
+            raise NonFiniteError(
+                f"training was rolled back {self._used} times (non_finite='rollback'), and fails "
+                f"again: {error.args[0]}",
+                error.table,
+            ) from error
+        self._used += 1
+        self.counts["rollbacks"] = self.counts.get("rollbacks", 0) + 1
+        # the factor counts from the rates now, which an earlier rollback may have lowered
+        rates = self.stepper.optimizer.rates()
+        self.stepper.load_state_dict(self._kept[-1])
+        self.stepper.optimizer.set_rates(rates)
+        self.stepper.optimizer.scale_rates(_LOWER_RATE)
+        if self.schedule is not None:
+            self.schedule.scale(_LOWER_RATE)
+        if len(self._kept) > 1:
+            self._kept.pop()
+        self._steps = 0
+
+    def after_step(self) -> None:
+        """Keeps a moment now and then."""
+        self._steps += 1
+        if self._steps % _SNAPSHOT_EVERY == 0:
+            self._keep()
+
+    def epoch_start(self) -> None:
+        """Keeps the moment."""
+        super().epoch_start()
+        self._keep()
+
+    def _keep(self) -> None:
+        self._kept = [*self._kept[-1:], copy.deepcopy(self.stepper.state_dict())]
+
+
+def recovery_of(
+    policy: Policy, limit: int, stepper: Stepper, schedule: LearningRateSchedule | None
+) -> Recovery:
+    """The recovery by the name of its policy.
+
+    Raises:
+        UsageError: another name, or a limit below 1.
+    """
+    if limit < 1:
+        raise UsageError(f"non_finite_limit={limit}: expected at least 1")
+    if policy == "raise":
+        return Raise()
+    if policy == "skip":
+        return Skip(limit)
+    if policy == "rollback":
+        return Rollback(limit, stepper, schedule)
+    raise UsageError(f"non_finite={policy!r}: expected one of {', '.join(POLICIES)}")

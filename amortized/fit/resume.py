@@ -1,0 +1,185 @@
+"""Everything that moves while training, as the state of a checkpoint, and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from amortized.errors import CheckpointError
+from amortized.fit import checkpoint
+from amortized.fit.callbacks import Callback, FitState
+from amortized.fit.checkpoint import Checkpoint
+from amortized.fit.data import Batches
+from amortized.fit.plan import Plan
+from amortized.fit.rng import preserved_rng, restore_rng, rng_state
+from amortized.fit.step import Averager, Stepper
+from amortized.programs.records import DataPlate
+
+
+@final
+class Moment:
+    """Where training stands, beyond parameters and history."""
+
+    def __init__(self) -> None:
+        self.shuffle = torch.Generator()
+        self.val_seed = 0
+        self.mid_epoch = False
+        self.averager = Averager()
+        self.norms: list[float] = []
+        self.elapsed = 0.0
+        self.kl_weight = 1.0
+        self.last_saved: Path | None = None
+        self.rng: dict[str, Any] = {}
+        self.resumed = False
+        """In an epoch that another process began: its batches so far must be passed over."""
+        self._start: dict[str, Any] = {}
+        self._weighted = False
+
+    def start_epoch(self, train: Batches) -> None:
+        """Remembers the generators that decide the order of this epoch."""
+        self.mid_epoch = True
+        self.averager, self.norms, self.elapsed = Averager(), [], 0.0
+        loaders = [generator.get_state() for generator in train.generators()]
+        self._start = {"shuffle": self.shuffle.get_state(), "loaders": loaders, "rng": rng_state()}
+
+    def rewind(self, train: Batches) -> None:
+        """Puts those generators back, so that the same batches come again."""
+        self.shuffle.set_state(self._start["shuffle"])
+        for generator, state in zip(train.generators(), self._start["loaders"], strict=True):
+            generator.set_state(state)
+        restore_rng(self._start["rng"])
+
+    def always_one(self) -> bool:
+        """Whether the KL has always had weight one."""
+        self._weighted = self._weighted or self.kl_weight != 1.0
+        return not self._weighted
+
+    def state_dict(self, stepper: Stepper, state: FitState, plan: Plan) -> dict[str, Any]:
+        """The whole state of a training."""
+        return {
+            **stepper.state_dict(),
+            "data": plate_state(plan.data),
+            "history": state.history.state_dict(),
+            "callbacks": {name: c.state_dict() for name, c in _named(plan.callbacks)},
+            "moment": {
+                "epoch": state.epoch,
+                "step": state.step,
+                "batch": state.batch,
+                "mid_epoch": self.mid_epoch,
+                "averager": self.averager.state_dict(),
+                "norms": list(self.norms),
+                "elapsed": self.elapsed,
+                "kl_weight": self.kl_weight,
+                "weighted": self._weighted,
+                "val_seed": self.val_seed,
+                "shuffle": self.shuffle.get_state(),
+                "start": self._start,
+                "rng": rng_state(),
+                "schedule": {} if plan.schedule is None else plan.schedule.state_dict(),
+                "identity": plan.identity,
+            },
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any], state: FitState, plan: Plan) -> None:
+        """Takes that back."""
+        state.epoch, state.step, state.batch = saved["epoch"], saved["step"], saved["batch"]
+        self.mid_epoch = self.resumed = saved["mid_epoch"]
+        self.norms = list(saved["norms"])
+        self.averager.load_state_dict(saved["averager"])
+        self.elapsed, self.kl_weight = saved["elapsed"], saved["kl_weight"]
+        self._weighted, self.val_seed = saved["weighted"], saved["val_seed"]
+        self.shuffle.set_state(saved["shuffle"])
+        self._start, self.rng = saved["start"], saved["rng"]
+        if plan.schedule is not None:
+            plan.schedule.load_state_dict(saved["schedule"])
+        restore_rng(self.rng)
+
+    def load_callbacks(self, saved: Mapping[str, Any], callbacks: Iterable[Callback]) -> None:
+        """Gives callbacks their state back; one that is new starts afresh."""
+        for name, callback in _named(callbacks):
+            if name in saved["callbacks"]:
+                callback.load_state_dict(saved["callbacks"][name])
+
+
+def resumed(path: Path, stepper: Stepper, plan: Plan) -> Checkpoint:
+    """Reads a checkpoint and puts parameters, estimators and optimizer where it left them.
+
+    Raises:
+        CheckpointError: no good checkpoint, another program, or other data.
+    """
+    found = checkpoint.read(path)
+    if "moment" not in found.state:
+        raise CheckpointError(
+            f"{found.path} holds parameters, and no training to go on with: it was written by "
+            "svi.save; load it with am.load, then call fit"
+        )
+    saved = found.state["moment"]["identity"]
+    for name, ours in plan.identity.items():
+        if saved[name] != ours:
+            raise CheckpointError(
+                f"{found.path}: the training had {saved[name]} {name}, and this one has {ours}; "
+                "resume with the same data and batch size"
+            )
+    _warn_of_other_machine(found.metadata)
+    with preserved_rng():
+        stepper.warm_up(next(iter(plan.train.epoch())))
+        refuse_other_program(found, stepper.parameters.tensors())
+        if plan.schedule is not None:
+            plan.schedule.attach(stepper.built_optimizer)
+        stepper.load_state_dict(found.state)
+    return found
+
+
+def refuse_other_program(
+    found: Checkpoint, tensors: Mapping[str, Tensor], *, estimators: bool = True
+) -> None:
+    """Raise for a program whose parameters are not those of the file.
+
+    Raises:
+        CheckpointError: naming each parameter and shape.
+    """
+    saved = found.metadata["fingerprint"]["parameters"]
+    if not estimators:
+        saved = {n: about for n, about in saved.items() if not n.startswith("loss.")}
+        tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith("loss.")}
+    differing = checkpoint.differences({"parameters": saved}, tensors)
+    if not differing:
+        return
+    late = set(tensors) < set(saved)
+    hint = "; parameters that a program declares when it runs need batch=..." if late else ""
+    raise CheckpointError(f"{found.path} does not fit this program: {'; '.join(differing)}{hint}")
+
+
+def plate_state(data: DataPlate) -> dict[str, Any]:
+    """The data plate as plain values."""
+    return {"plate": data.name, "size": data.size}
+
+
+def _warn_of_other_machine(metadata: Mapping[str, Any]) -> None:
+    now = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
+    then = {"torch": metadata["versions"]["torch"], "threads": metadata["threads"]}
+    differing = [
+        f"{name} {then[name]} then, {now[name]} now" for name in now if then[name] != now[name]
+    ]
+    if differing:
+        warnings.warn(
+            f"resumed under other conditions ({'; '.join(differing)}): results may differ from an "
+            "uninterrupted run in the last digits",
+            stacklevel=2,
+        )
+
+
+def _named(callbacks: Iterable[Callback]) -> list[tuple[str, Callback]]:
+    """Callbacks by class and number, so that another order or a new one does no harm."""
+    counts: dict[str, int] = {}
+    named = []
+    for callback in callbacks:
+        kind = type(callback).__name__
+        counts[kind] = counts.get(kind, 0) + 1
+        named.append((f"{kind}{counts[kind]}", callback))
+    return named

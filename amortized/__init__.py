@@ -1,7 +1,11 @@
 """Amortized variational inference on Pyro: one loss, an estimator for every latent site."""
 
+from amortized.checks.check import check as check
+from amortized.checks.report import Finding as Finding
+from amortized.checks.report import Report as Report
 from amortized.errors import AmortizedError as AmortizedError
 from amortized.errors import CheckpointError as CheckpointError
+from amortized.errors import CheckWarning as CheckWarning
 from amortized.errors import DataError as DataError
 from amortized.errors import EstimatorError as EstimatorError
 from amortized.errors import NonFiniteError as NonFiniteError

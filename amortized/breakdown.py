@@ -27,7 +27,7 @@ def site_table(run: Run) -> str:
         bad = int((~term.value.isfinite()).sum())
         shown = f"{bad} of {term.value.numel()}" if bad else ""
         sign = -1.0 if term.role == "guide" else 1.0
-        total = f"{sign * term.value.sum().item():.6g}"
+        total = f"{sign * term.value.sum().item() + 0.0:.6g}"  # no minus before a zero
         role = "KL" if term.role == "kl" else _program(term)
         table.add_row(term.name, role, total, shown, low, high)
     text = io.StringIO()
@@ -48,24 +48,25 @@ def first_non_finite(run: Run) -> str | None:
 
 
 def _complaints(record: SiteRecord, term: Term | None) -> Iterator[str]:
+    """What is wrong at a site whose term is not finite; what a mask hides is no trouble."""
+    if term is None or not bool((bad := ~term.value.isfinite()).any()):
+        return
     for parameter in parameters_of(record.fn):
         # infinity is a legal parameter: the logits of an impossible category
-        if parameter.is_floating_point() and bool(parameter.isnan().any()):
-            yield f"a parameter of its {_family(record)} is {_example(parameter)}"
-    if record.value.is_floating_point() and _bad(record.value):
+        if bool((nan := parameter.isnan()).any()):
+            yield f"a parameter of its {_family(record)} is {_example(parameter, nan)}"
+    value, events = record.value, tuple(range(-len(record.fn.event_shape), 0))
+    strange = ~value.isfinite()
+    at = strange.any(events) if events else strange
+    if bool((at & bad).any()):
         kind = "observed value" if record.observed else "value"
-        yield f"its {kind} is {_example(record.value)}"
-    if term is not None and _bad(term.value):
-        yield f"its log-probability is {_example(term.value)}"
+        yield f"its {kind} is {_example(value, strange)}"
+    yield f"its log-probability is {_example(term.value, bad)}"
 
 
-def _bad(value: Tensor) -> bool:
-    return not bool(value.isfinite().all())
-
-
-def _example(value: Tensor) -> str:
-    bad = value.detach()[~value.isfinite()].reshape(-1)
-    return f"{bad[0].item()} in {bad.numel()} of {value.numel()} places"
+def _example(value: Tensor, bad: Tensor) -> str:
+    found = value.detach()[bad]
+    return f"{found[0].item()} in {found.numel()} of {value.numel()} places"
 
 
 def _family(record: SiteRecord) -> str:

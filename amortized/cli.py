@@ -1,23 +1,34 @@
-"""The command line: ``amortized fit PROGRAM.py --set name=value --estimator site=name``."""
+"""The command line: ``amortized fit PROGRAM.py`` and ``amortized check PROGRAM.py``."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from amortized.errors import AmortizedError, UsageError
-from amortized.fit.callbacks import EarlyStopping
+from amortized.checks.check import check as check_pair
+from amortized.errors import (
+    AmortizedError,
+    CheckpointError,
+    DataError,
+    EstimatorError,
+    NonFiniteError,
+    ProgramError,
+    UsageError,
+)
+from amortized.fit.callbacks import Callback, EarlyStopping
 from amortized.fit.data import as_batches
+from amortized.fit.figures import write_figures
 from amortized.fit.files import build, pairs, program_file
-from amortized.fit.history import History
-from amortized.fit.pictures import codes, imagined, reconstructed
+from amortized.fit.folder import METRICS, RunFolder, write_json
+from amortized.fit.model_checkpoint import ModelCheckpoint
 from amortized.fit.program import Program
 from amortized.fit.rng import seeded
 from amortized.fit.svi import SVI
@@ -30,24 +41,82 @@ app = typer.Typer(
 # typer wraps its own copy of click or the installed one; BadParameter, UsageError, ClickException
 # are the line of descent in both.
 _COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.mro()[2]
-_IMAGES, _ROWS, _CODES = 10, 5, 2000
+# the first that fits decides: a DataError is a UsageError too
+_EXIT_CODES = (
+    (DataError, 4),
+    (UsageError, 2),
+    (ProgramError, 3),
+    (EstimatorError, 3),
+    (NonFiniteError, 5),
+    (CheckpointError, 6),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The program that a command is about, with the loss that is asked for."""
+
+    path: Path
+    options: dict[str, str]
+    estimators: dict[str, str]
+    objective: ELBO
+    batch_size: int
+    seed: int
+
+    @property
+    def loss(self) -> VariationalLoss:
+        """The objective with its estimators."""
+        return VariationalLoss(self.objective, self.estimators or None)
+
+    @contextmanager
+    def opened(self) -> Iterator[Program]:
+        """The program, built under the seed."""
+        with program_file(self.path) as function, seeded(self.seed):
+            yield build(function, self.options)
 
 
 @dataclass(frozen=True)
 class Request:
     """What one call of ``amortized fit`` asks for."""
 
-    path: Path
-    options: dict[str, str]
-    estimators: dict[str, str]
-    objective: ELBO
+    source: Source
     out: Path | None
-    epochs: int
-    batch_size: int
+    resume: bool
+    overwrite: bool
     lr: float
-    seed: int
     patience: int
-    progress: bool
+    training: dict[str, Any]
+    """Options that go to `SVI.fit` as they are."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All of it as plain values; what may change on resuming is in `FREE`."""
+        source, plain = self.source, dict(self.training)
+        return {
+            "program": str(source.path),
+            "options": source.options,
+            "estimators": source.estimators,
+            "objective": repr(source.objective),
+            "batch_size": source.batch_size,
+            "seed": source.seed,
+            "lr": self.lr,
+            "patience": self.patience,
+            **plain,
+        }
+
+
+# On resuming, training may be longer, elsewhere, or look different.
+FREE = ("program", "max_epochs", "max_steps", "progress", "device", "check", "detect_anomaly")
+
+_SET = Annotated[
+    list[str] | None, typer.Option("--set", help="name=value, an option of the program.")
+]
+_ESTIMATOR = Annotated[
+    list[str] | None,
+    typer.Option(help="site=name, e.g. 'c=score_function'; the site may be a glob."),
+]
+_TRACEBACK = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
+_PROGRAM = Annotated[Path, typer.Argument(help="A file that defines program(**options).")]
 
 
 @app.callback()
@@ -58,70 +127,161 @@ def _root() -> None:
 
 @app.command()
 def fit(
-    program: Annotated[Path, typer.Argument(help="A file that defines program(**options).")],
-    options: Annotated[
-        list[str] | None, typer.Option("--set", help="name=value, an option of the program.")
+    program: _PROGRAM,
+    options: _SET = None,
+    estimator: _ESTIMATOR = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for metrics, figures and checkpoints.")
     ] = None,
-    estimator: Annotated[
-        list[str] | None,
-        typer.Option(help="site=name, e.g. 'c=score_function'; the site may be a glob."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics and figures.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training data at most.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Data points a step.")] = 128,
     *,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out as if never interrupted.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start again in a folder that holds a run.")
+    ] = False,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     num_particles: Annotated[int, typer.Option(help="Draws from the guide a step.")] = 1,
     kl: Annotated[str, typer.Option(help="sample, or analytic where it is known.")] = "sample",
+    kl_warmup: Annotated[
+        int | None, typer.Option(help="Epochs over which the KL's weight grows from 0 to 1.")
+    ] = None,
     patience: Annotated[
         int, typer.Option(help="Epochs without a better validation loss until the end; 0: never.")
     ] = 10,
-    progress: Annotated[bool, typer.Option(help="Show a progress line.")] = True,
-    traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where an error arose.")
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
+    accumulate: Annotated[int, typer.Option(help="Batches that make one step.")] = 1,
+    non_finite: Annotated[
+        str, typer.Option(help="At a loss that is not finite: raise, skip or rollback.")
+    ] = "raise",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    trial: Annotated[
+        bool, typer.Option("--fast-dev-run", help="One batch only, to see whether all works.")
     ] = False,
+    check: Annotated[bool, typer.Option(help="Look for mistakes before the first step.")] = True,
+    detect_anomaly: Annotated[
+        bool, typer.Option("--detect-anomaly", help="Name the site of a NaN gradient (slow).")
+    ] = False,
+    progress: Annotated[bool, typer.Option(help="Show a progress line.")] = True,
+    traceback: _TRACEBACK = False,
 ) -> None:
     """Fit a program, print the test ELBO and the evidence bound, write figures to --out."""
+    source = _source(program, options, estimator, objective=ELBO(num_particles, _kl(kl)), seed=seed)
+    training = {
+        "max_epochs": epochs,
+        "max_steps": max_steps,
+        "gradient_clip_val": clip,
+        "accumulate_grad_batches": accumulate,
+        "n_epochs_kl_warmup": kl_warmup,
+        "non_finite": non_finite,
+        "device": device,
+        "fast_dev_run": trial,
+        "check": check,
+        "detect_anomaly": detect_anomaly,
+        "progress": progress,
+    }
     _fit(
         Request(
-            path=program,
-            options=pairs("--set", options or ()),
-            estimators=pairs("--estimator", estimator or ()),
-            objective=ELBO(num_particles, _kl(kl)),
+            source=replace(source, batch_size=batch_size),
             out=out,
-            epochs=epochs,
-            batch_size=batch_size,
+            resume=resume,
+            overwrite=overwrite,
             lr=lr,
-            seed=seed,
             patience=patience,
-            progress=progress,
+            training=training,
         )
     )
 
 
+@app.command()
+def check(
+    program: _PROGRAM,
+    options: _SET = None,
+    estimator: _ESTIMATOR = None,
+    *,
+    batch_size: Annotated[int, typer.Option(help="Data points of the batch to check.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    num_particles: Annotated[int, typer.Option(help="Draws from the guide a step.")] = 1,
+    kl: Annotated[str, typer.Option(help="sample, or analytic where it is known.")] = "sample",
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    traceback: _TRACEBACK = False,
+) -> None:
+    """Look for mistakes in a program and a batch of its data, without training."""
+    source = _source(program, options, estimator, objective=ELBO(num_particles, _kl(kl)), seed=seed)
+    with source.opened() as built:
+        batch = _first(built.train, batch_size)
+        report = check_pair(built.model, built.guide, batch, loss=source.loss)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+    if report.errors or (strict and report.warnings):
+        raise typer.Exit(exit_code(ProgramError("")))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; a mistake is one sentence on standard error, and exit code 2."""
+    """Runs the command line.
+
+    A mistake is one sentence on standard error. Exit codes: 0 done, 1 an unexpected error, 2 a
+    wrong call, 3 a mistake in the program or an estimator that cannot serve it, 4 data, 5 numbers
+    that are not finite, 6 files and checkpoints, 130 interrupted, 143 terminated.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(given, prog_name="amortized", standalone_mode=False)
     except _COMMAND_LINE_ERROR as error:
-        _fail(getattr(error, "format_message", error.__str__)())
+        _fail(" ".join(getattr(error, "format_message", error.__str__)().split()), 2)
     except KeyboardInterrupt:
-        _fail("interrupted")
+        _fail("interrupted", 130)
     except Exception as error:
         if "--traceback" in given:
             raise
-        known = isinstance(error, AmortizedError)
-        _fail(str(error) if known else f"{type(error).__name__}: {error} (--traceback shows where)")
+        if isinstance(error, AmortizedError):
+            _fail(str(error.args[0]), exit_code(error), getattr(error, "table", ""))
+        sentence = " ".join(str(error).split())
+        _fail(f"{type(error).__name__}: {sentence} (--traceback shows where)", 1)
     else:
         sys.exit(code or 0)
 
 
-def _fail(message: str) -> None:
-    sentence = " ".join(message.split())
-    print(f"amortized: {sentence}", file=sys.stderr)
-    sys.exit(2)
+def exit_code(error: AmortizedError) -> int:
+    """The exit code for an error, which scripts can tell apart.
+
+    >>> exit_code(UsageError("")), exit_code(NonFiniteError("", ""))
+    (2, 5)
+    """
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            return code
+    return 1
+
+
+def _fail(message: str, code: int, table: str = "") -> None:
+    for sentence in message.splitlines():
+        print(f"amortized: {' '.join(sentence.split())}", file=sys.stderr)
+    if table:
+        print(f"\n{table}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _source(
+    path: Path,
+    options: list[str] | None,
+    estimator: list[str] | None,
+    *,
+    objective: ELBO,
+    seed: int,
+) -> Source:
+    return Source(
+        path=path,
+        options=pairs("--set", options or ()),
+        estimators=pairs("--estimator", estimator or ()),
+        objective=objective,
+        batch_size=128,
+        seed=seed,
+    )
 
 
 def _kl(text: str) -> Literal["sample", "analytic"]:
@@ -131,37 +291,58 @@ def _kl(text: str) -> Literal["sample", "analytic"]:
 
 
 def _fit(request: Request) -> None:
-    if request.out is not None:
-        _make(request.out)
-    with program_file(request.path) as function, seeded(request.seed):
-        program = build(function, request.options)
-        loss = VariationalLoss(request.objective, request.estimators or None)
-        svi = SVI(program.model, program.guide, loss, lr=request.lr)
-        print(svi.describe(_first(program.train, request.batch_size)))
+    source = request.source
+    folder = None if request.out is None else RunFolder(request.out, request.config)
+    if folder is not None:
+        if request.overwrite:
+            folder.forget()
+        folder.refuse_another_run(request.resume, FREE)
+    elif request.resume:
+        raise UsageError("--resume: say which run to go on with, --out FOLDER")
+    with source.opened() as program:
+        svi = SVI(program.model, program.guide, source.loss, lr=request.lr)
+        first = _first(program.train, source.batch_size)
+        if request.training["check"]:
+            _check(program, first, source.loss)
+        print(svi.describe(first))
         started = time.perf_counter()
         history = svi.fit(
             program.train,
             program.val,
-            max_epochs=request.epochs,
-            batch_size=request.batch_size,
-            callbacks=_early_stopping(program, request.patience),
-            progress=request.progress,
+            batch_size=source.batch_size,
+            seed=source.seed,
+            callbacks=[*_early_stopping(program, request.patience), *_writers(folder)],
+            resume_from=folder.checkpoints if folder is not None and request.resume else None,
+            **{**request.training, "check": False},
         )
         seconds = time.perf_counter() - started
         print(f"\n{history} in {seconds:.1f} s")
-        metrics = _evaluate(svi, program)
-        if request.out is not None:
-            _write(request, request.out, history, {**metrics, "train_seconds": seconds})
-            _draw(svi, program, history, request.out)
-            print(f"metrics and figures are in {request.out}")
+        for notice in history.notices:
+            print(f"notice: {notice}")
+        if history.stopped == "interrupted":
+            hint = "" if folder is None else f"; --resume --out {folder.path} goes on"
+            _fail(f"interrupted after {history.epochs} epochs{hint}", 130)
+        metrics = _evaluate(svi, program, source.seed)
+        if folder is not None:
+            report = {**request.config, "epochs": history.epochs, "stopped": history.stopped}
+            report |= {**metrics, "train_seconds": seconds}
+            write_json(folder.path / METRICS, report)
+            write_figures(svi, program, history, folder.path)
+            print(f"metrics, figures and checkpoints are in {folder.path}")
 
 
-def _make(out: Path) -> None:
-    """Before training, so that a folder that cannot be written costs nobody an hour."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror}") from error
+def _check(program: Program, batch: Any, loss: VariationalLoss) -> None:
+    """Errors end the command; warnings are lines of their own."""
+    report = check_pair(program.model, program.guide, batch, loss=loss)
+    report.raise_errors()
+    for finding in report.warnings:
+        print(f"warning: {finding}", file=sys.stderr)
+
+
+def _writers(folder: RunFolder | None) -> list[Callback]:
+    if folder is None:
+        return []
+    return [folder, ModelCheckpoint(folder.checkpoints)]
 
 
 def _first(data: Any, batch_size: int) -> Any:
@@ -172,11 +353,11 @@ def _early_stopping(program: Program, patience: int) -> list[EarlyStopping]:
     return [] if program.val is None or patience == 0 else [EarlyStopping(patience=patience)]
 
 
-def _evaluate(svi: SVI, program: Program) -> dict[str, float]:
+def _evaluate(svi: SVI, program: Program, seed: int) -> dict[str, float]:
     if program.test is None:
         print("the program has no test data: nothing to evaluate")
         return {}
-    metrics = svi.evaluate(program.test)
+    metrics = svi.evaluate(program.test, seed=seed)
     unit = "nats per data point" if metrics["per_datum"] else "nats in all: there is no data plate"
     print(
         f"test ELBO      {metrics['elbo']:10.3f} {unit} "
@@ -188,52 +369,3 @@ def _evaluate(svi: SVI, program: Program) -> dict[str, float]:
             f"(importance-weighted bound of log p(x), {metrics['num_particles']:.0f} draws)"
         )
     return {f"test_{name}": value for name, value in metrics.items()}
-
-
-def _write(request: Request, out: Path, history: History, metrics: dict[str, float]) -> None:
-    report = {
-        "program": str(request.path),
-        "options": request.options,
-        "estimators": request.estimators,
-        "objective": repr(request.objective),
-        "seed": request.seed,
-        "epochs": history.epochs,
-        "stopped": history.stopped,
-        **metrics,
-    }
-    (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    history.write_csv(out / "history.csv")
-
-
-def _draw(svi: SVI, program: Program, history: History, out: Path) -> None:
-    """Writes the figures that make sense for the program."""
-    # matplotlib is slow to import, and only needed here.
-    import matplotlib.pyplot as plt
-
-    # as above
-    from amortized import plots
-
-    def save(name: str) -> None:
-        plt.savefig(out / name, dpi=150)
-        plt.close()
-
-    plt.close("all")
-    history.plot()
-    save("curves.png")
-    if program.image_shape is None or program.test is None:
-        return
-    shape, rows = program.image_shape, _IMAGES * _ROWS
-    few, some, many = (_first(program.test, size) for size in (_IMAGES, rows, _CODES))
-    with svi.scope():
-        pictures = reconstructed(program.model, program.guide, few, shape)
-        samples = imagined(program.model, some, shape)
-        points = codes(program.model, program.guide, many)
-    if pictures is not None and samples is not None:
-        plots.reconstructions(*pictures)
-        save("reconstructions.png")
-        plots.image_grid(samples, columns=_IMAGES)
-        save("samples.png")
-    if points is not None:
-        labels = None if program.labels is None else program.labels[: len(points)]
-        plots.latent_map(points, labels)
-        save("latent.png")

@@ -43,3 +43,7 @@ class DataError(UsageError):
 
 class CheckpointError(AmortizedError):
     """A checkpoint cannot be written, or a file cannot be loaded."""
+
+
+class CheckWarning(UserWarning):
+    """What `check` found and what training can live with, though most likely it is a mistake."""

@@ -251,11 +251,13 @@ class VariationalLoss(nn.Module, PyroELBO):
         recipes = self.estimators.recipes
         with undisturbed(model, guide):
             for _ in range(_LOOKS):
-                if not recipes.unmatched(self._runner.sites):
+                if not recipes.unmatched(self._runner.sites | self._runner.observed):
                     break
                 torch.rand(1)
                 self._runner.look(model, guide, args, kwargs, noise)
-        recipes.refuse_unmatched(self._runner.sites)
+        # semi-supervised programs observe a site in some batches and not in others
+        if recipes.unmatched(self._runner.sites | self._runner.observed):
+            recipes.refuse_unmatched(self._runner.sites)
         self._checked_keys = True
 
     def _announce(self) -> None:

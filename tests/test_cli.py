@@ -14,8 +14,10 @@ import math
 import pyro, pyro.distributions as dist, torch
 import amortized as am
 
-def program(size: int = 64, path: str = "", broken: bool = False):
+def program(size: int = 64, path: str = "", broken: bool = False, missing: bool = False):
     pixels = (torch.rand(size, 6) > 0.5).float()
+    if missing:
+        pixels[3, 2] = math.nan
     net = torch.nn.Linear(2, 6)
 
     def model(x):
@@ -92,7 +94,9 @@ def test_files_are_written_only_where_asked(
     fit(capsys, program, "--out", "runs/a", "--set", "size=40", "--seed", "3", "--kl", "analytic")
     found = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
     names = ("metrics.json", "history.csv", "curves.png", "reconstructions.png", "samples.png")
-    assert found == {f"runs/a/{name}" for name in (*names, "latent.png")}
+    saved = {name for name in found if "/checkpoints/step-" in name}
+    assert found - saved == {f"runs/a/{name}" for name in (*names, "latent.png", "config.json")}
+    assert {Path(name).name for name in saved} == {"state.pt", "metadata.json"}
     metrics = json.loads((here / "runs/a/metrics.json").read_text(encoding="utf-8"))
     assert metrics["options"] == {"size": "40"} and metrics["seed"] == 3
     assert metrics["objective"] == "ELBO(num_particles=1, kl='analytic')"
@@ -125,31 +129,46 @@ def test_programs_without_a_plate_or_test_data(capsys, tmp_path: Path, test: str
 
 
 MISTAKES = [
-    (["nowhere.py"], "no program file nowhere.py"),
-    (["PROGRAM", "--set", "sise=3"], "did you mean size?"),
-    (["PROGRAM", "--set", "size"], "--set size: expected name=value"),
-    (["PROGRAM", "--set", "size=big"], "--set size=big: expected a whole number"),
-    (["PROGRAM", "--set", "size=0"], "the data set is empty"),
-    (["PROGRAM", "--estimator", "d=pathwise"], "estimators['d'] matches no latent site"),
-    (["PROGRAM", "--estimator", "c=pathwise"], "site 'c'"),
-    (["PROGRAM", "--estimator", "c=scorefunction"], "did you mean 'score_function'?"),
-    (["PROGRAM", "--kl", "exact"], "--kl exact: expected sample or analytic"),
-    (["PROGRAM", "--num-particles", "0"], "num_particles=0"),
-    (["PROGRAM", "--epochs", "0"], "max_epochs=0: expected at least 1"),
-    (["PROGRAM", "--epochs", "many"], "--epochs"),
-    (["PROGRAM", "--lr", "-1"], "lr=-1.0"),
-    (["PROGRAM", "--wrong"], "--wrong"),
-    ([], "argument"),
-    (["PROGRAM", "--set", "broken=true"], "RuntimeError: two lines (--traceback shows where)"),
+    (2, ["nowhere.py"], "no program file nowhere.py"),
+    (2, ["PROGRAM", "--set", "sise=3"], "did you mean size?"),
+    (2, ["PROGRAM", "--set", "size"], "--set size: expected name=value"),
+    (2, ["PROGRAM", "--set", "size=big"], "--set size=big: expected a whole number"),
+    (4, ["PROGRAM", "--set", "size=0"], "the data set is empty"),
+    (3, ["PROGRAM", "--estimator", "d=pathwise"], "it matches no latent site"),
+    (3, ["PROGRAM", "--estimator", "c=pathwise"], "site 'c'"),
+    (2, ["PROGRAM", "--estimator", "c=scorefunction"], "did you mean 'score_function'?"),
+    (2, ["PROGRAM", "--kl", "exact"], "--kl exact: expected sample or analytic"),
+    (2, ["PROGRAM", "--num-particles", "0"], "num_particles=0"),
+    (2, ["PROGRAM", "--epochs", "0"], "max_epochs=0: expected at least 1"),
+    (2, ["PROGRAM", "--epochs", "many"], "--epochs"),
+    (2, ["PROGRAM", "--lr", "-1"], "lr=-1.0"),
+    (2, ["PROGRAM", "--non-finite", "ignore"], "non_finite='ignore'"),
+    (2, ["PROGRAM", "--device", "tpu9"], "device='tpu9'"),
+    (2, ["PROGRAM", "--resume"], "--resume: say which run"),
+    (2, ["PROGRAM", "--wrong"], "--wrong"),
+    (2, [], "argument"),
+    (3, ["PROGRAM", "--set", "broken=true"], "RuntimeError: two lines"),
+    (1, ["PROGRAM", "--set", "broken=true", "--no-check"], "two lines (--traceback shows where)"),
+    (4, ["PROGRAM", "--set", "missing=true"], "nan"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: str(value)[:30])
-def test_a_mistake_is_one_sentence(capsys, program: str, arguments, message: str) -> None:
+@pytest.mark.parametrize(("code", "arguments", "message"), MISTAKES, ids=lambda v: str(v)[:30])
+def test_a_mistake_is_one_sentence(
+    capsys, program: str, code: int, arguments: list[str], message: str
+) -> None:
     given = [program if a == "PROGRAM" else a for a in arguments]
-    code, _, err = run(capsys, "fit", *given, "--no-progress")
-    assert code == 2 and message.lower() in err.lower()
+    found, _, err = run(capsys, "fit", *given, "--no-progress")
+    assert found == code and message.lower() in err.lower()
     assert err.startswith("amortized: ") and len(err.splitlines()) == 1
+
+
+def test_numbers_that_are_not_finite_come_with_a_table(capsys, program: str) -> None:
+    huge = ("--lr", "1e30", "--batch-size", "16", "--no-progress")
+    code, _, err = run(capsys, "fit", program, *huge)
+    sentence, _, *table = err.splitlines()
+    assert code == 5 and "batch 2, step 2" in sentence and "site 'z'" in sentence
+    assert table[0].split()[:2] == ["site", "program"] and any("nan" in row for row in table)
 
 
 def test_a_folder_that_cannot_be_made_is_found_out_before_training(capsys, program: str) -> None:
@@ -164,7 +183,7 @@ def test_an_unknown_command_is_a_sentence_too(capsys) -> None:
 
 def test_tracebacks_are_there_when_asked_for(program: str) -> None:
     with pytest.raises(RuntimeError, match="two"):
-        main(["fit", program, "--set", "broken=true", "--traceback"])
+        main(["fit", program, "--set", "broken=true", "--no-check", "--traceback"])
 
 
 def test_help_is_no_mistake(capsys) -> None:
@@ -178,3 +197,44 @@ def test_python_dash_m() -> None:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "amortized: no program file nowhere.py\n"
+
+
+def test_a_run_is_resumed_as_if_never_interrupted(capsys, program: str, tmp_path: Path) -> None:
+    whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
+    arguments = ("fit", program, "--batch-size", "32", "--no-progress")
+    assert run(capsys, *arguments, "--epochs", "4", "--out", whole)[0] == 0
+    assert run(capsys, *arguments, "--epochs", "2", "--out", cut)[0] == 0
+    code, _, err = run(capsys, *arguments, "--epochs", "4", "--out", cut)
+    assert code == 2 and "add --resume" in err
+    code, _, err = run(capsys, *arguments, "--epochs", "4", "--out", cut, "--resume", "--seed", "1")
+    assert code == 2 and "seed = 0, and now it is 1" in err
+    assert run(capsys, *arguments, "--epochs", "4", "--out", cut, "--resume")[0] == 0
+    reports = [json.loads((Path(f) / "metrics.json").read_text()) for f in (whole, cut)]
+    for report in reports:
+        del report["train_seconds"]
+    assert reports[0] == reports[1]
+    times = ",epoch_time"
+    rows = [(Path(f) / "history.csv").read_text().splitlines() for f in (whole, cut)]
+    assert rows[0][0] == rows[1][0] and rows[0][0].endswith(times)
+    assert [r.rpartition(",")[0] for r in rows[0]] == [r.rpartition(",")[0] for r in rows[1]]
+
+
+def test_nothing_to_resume_is_said(capsys, program: str, tmp_path: Path) -> None:
+    code, _, err = run(capsys, "fit", program, "--out", str(tmp_path / "new"), "--resume")
+    assert code == 2 and "no checkpoint to go on with" in err
+
+
+def test_a_trial_run_trains_one_batch_and_keeps_nothing(
+    capsys, program: str, tmp_path: Path
+) -> None:
+    out = fit(capsys, program, "--fast-dev-run", "--out", str(tmp_path / "trial"))
+    assert "History(epochs=1/1" in out
+    assert not (tmp_path / "trial" / "checkpoints").exists()
+
+
+def test_check_finds_what_is_wrong(capsys, program: str) -> None:
+    code, out, _ = run(capsys, "check", program)
+    assert code == 0 and out.startswith("no findings")
+    code, out, _ = run(capsys, "check", program, "--estimator", "c=pathwise", "--json")
+    (finding,) = json.loads(out)["findings"]
+    assert code == 3 and (finding["code"], finding["site"]) == ("estimator-unsupported", "c")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 from collections.abc import Callable
@@ -347,3 +348,22 @@ def test_training_finds_the_posterior_of_a_bit(size: int) -> None:
         svi.step()
     # the log-odds are 2 (x - 1)
     assert pyro.get_param_store()["logit"].tolist() == pytest.approx([1.4] * size, abs=0.4)
+
+
+def test_a_key_may_name_a_site_that_this_batch_observes() -> None:
+    """Semi-supervised programs: labels are observed in some batches and latent in others."""
+
+    def model(y: Tensor | None) -> None:
+        pyro.sample("y", dist.Bernoulli(torch.tensor(0.3)), obs=y)
+
+    def guide(y: Tensor | None) -> None:
+        if y is None:
+            pyro.sample("y", dist.Bernoulli(torch.tensor(0.6)))
+
+    loss = am.VariationalLoss(estimators={"y": am.Enumerate()})
+    labelled = loss.loss(model, guide, torch.tensor(1.0))
+    assert labelled == pytest.approx(-math.log(0.3))
+    unlabelled = loss.loss(model, guide, None)
+    assert unlabelled == pytest.approx(0.6 * math.log(0.6 / 0.3) + 0.4 * math.log(0.4 / 0.7))
+    with pytest.raises(am.EstimatorError, match=r"\['why'\] matches no latent site"):
+        am.VariationalLoss(estimators={"why": "enumerate"}).loss(model, guide, torch.tensor(1.0))

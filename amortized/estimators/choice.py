@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from amortized.errors import EstimatorError, UsageError
 from amortized.estimators.base import Estimator, Site
-from amortized.estimators.baselines import LeaveOneOut, MovingAverage, NeuralBaseline
+from amortized.estimators.baselines import Baseline, LeaveOneOut, MovingAverage, NeuralBaseline
 from amortized.estimators.enumeration import Enumerate
 from amortized.estimators.pathwise import Pathwise
 from amortized.estimators.score_function import ScoreFunction
@@ -66,6 +66,8 @@ def _unknown(spec: object) -> str:
         close = get_close_matches(spec, NAMES, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"unknown estimator {spec!r}: expected one of {', '.join(NAMES)}{hint}"
+    if isinstance(spec, Baseline):
+        return f"{spec!r} is a baseline: the estimator with it is am.ScoreFunction(am.{spec!r})"
     return f"{spec!r} is no estimator: expected e.g. am.Pathwise() or one of {', '.join(NAMES)}"
 
 

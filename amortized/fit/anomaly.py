@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -32,15 +33,25 @@ def watched_backward(loss: Tensor, estimate: Estimate, leaves: Sequence[Tensor])
     Raises:
         NonFiniteError: naming the site, and torch's operation where it knows one.
     """
-    operation = ""
-    with torch.autograd.set_detect_anomaly(True, check_nan=True):
+    operation, before = "", [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None  # what earlier batches added must survive this one
+    with torch.autograd.set_detect_anomaly(True, check_nan=True), warnings.catch_warnings():
+        # what torch warns of is in the error that follows
+        warnings.filterwarnings("ignore", "Error detected in")
         try:
             loss.backward(retain_graph=True)
         except RuntimeError as error:
             operation = " ".join(str(error).split())
             if "nan" not in operation.lower():
                 raise
-    if operation == "" and not any(leaf.grad is not None and _bad(leaf.grad) for leaf in leaves):
+    bad = operation != "" or any(leaf.grad is not None and _bad(leaf.grad) for leaf in leaves)
+    for leaf, earlier in zip(leaves, before, strict=True):
+        if bad or leaf.grad is None:
+            leaf.grad = earlier
+        elif earlier is not None:
+            leaf.grad = earlier + leaf.grad
+    if not bad:
         return
     term = _first_bad_term(estimate, leaves)
     where = (

@@ -30,6 +30,8 @@ class FitState:
     batch: int = 0
     stop: str | None = None
     whole: bool = True
+    training: str = ""
+    """Names this training, however often it is resumed."""
     resumed_from: Path | None = None
     save: Callable[[Path], Path] | None = None
     """Writes a checkpoint below a folder and returns its path."""
@@ -141,12 +143,26 @@ class EarlyStopping(Callback):
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.waited, self._weights = state["waited"], state["weights"]
 
-    def _missing(self, history: History) -> str:
-        if self.monitor.startswith("val_") and "val_loss" not in history:
-            return (
+    def refuse_unknown_monitor(self, validates: bool) -> None:
+        """Before training, as far as that can be known: sites are met later.
+
+        Raises:
+            UsageError: a monitor that training will not record.
+        """
+        validation = [f"val_{key}" for key in ("loss", "elbo", "reconstruction", "kl")]
+        if self.monitor in validation and not validates:
+            raise UsageError(
                 f"EarlyStopping watches {self.monitor!r}, but fit was given no validation data: "
                 "pass val=..., or watch monitor='train_loss'"
             )
+        known = [*validation, "train_loss", "train_elbo", "reconstruction", "kl", "grad_norm", "lr"]
+        if self.monitor not in known and not self.monitor.startswith(("kl/", "lr/")):
+            raise UsageError(
+                f"EarlyStopping watches {self.monitor!r}; recorded are {', '.join(known)} and "
+                "kl/<site>"
+            )
+
+    def _missing(self, history: History) -> str:
         return f"EarlyStopping watches {self.monitor!r}; recorded are {', '.join(sorted(history))}"
 
     def __repr__(self) -> str:
@@ -172,6 +188,8 @@ def as_callbacks(callbacks: Iterable[Callback | Callable[[FitState], Any]]) -> l
     Raises:
         UsageError: something that is neither.
     """
+    if isinstance(callbacks, Callback) or callable(callbacks):
+        raise UsageError(f"callbacks: found {callbacks!r} alone; expected a list, [{callbacks!r}]")
     found: list[Callback] = []
     for callback in callbacks:
         if isinstance(callback, Callback):

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from amortized.errors import UsageError
+from amortized.errors import DataError, UsageError
+
+_NO_BATCH = (
+    "the DataLoader gave no batch: expected at least one in every pass; with drop_last=True the "
+    "data set must be at least as large as a batch"
+)
 
 
 class Batches(ABC):
@@ -29,6 +34,18 @@ class Batches(ABC):
         """Generators of the user's own that decide the order of a pass."""
         return []
 
+    def peek(self) -> Any:
+        """The first rows in order, to look at; None where looking would use them up."""
+        return None
+
+    def non_finite_rows(self) -> list[int]:
+        """Data points with a NaN or an infinity, where the data are at hand to be searched."""
+        return []
+
+    def rows(self, numbers: list[int]) -> Any:
+        """A batch of certain data points; only where `non_finite_rows` found some."""
+        raise NotImplementedError
+
     @abstractmethod
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
         """One pass; shuffled by ``generator``, in order without one."""
@@ -42,14 +59,14 @@ class TensorBatches(Batches):
         lengths = {name: _length(name, tensor) for name, tensor in _leaves(tree)}
         if len(set(lengths.values())) > 1:
             sizes = ", ".join(f"{name} has {n}" for name, n in lengths.items())
-            raise UsageError(
+            raise DataError(
                 f"data of unequal lengths: {sizes}; the first dim of each tensor counts data points"
             )
         self.tree = tree
         self.batch_size = batch_size
         self.size = next(iter(lengths.values()))
         if self.size == 0:
-            raise UsageError("the data set is empty: expected at least one data point")
+            raise DataError("the data set is empty: expected at least one data point")
         self.num_batches = -(-self.size // batch_size)
 
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
@@ -61,6 +78,23 @@ class TensorBatches(Batches):
             rows = slice(start, stop) if order is None else order[start:stop]
             yield map_tensors(lambda tensor, rows=rows: tensor[rows], self.tree)
 
+    def peek(self) -> Any:
+        """A slice."""
+        return next(self.epoch())
+
+    def non_finite_rows(self) -> list[int]:
+        """Found by one pass over memory."""
+        bad = torch.zeros(cast(int, self.size), dtype=torch.bool)
+        for _, tensor in _leaves(self.tree):
+            if tensor.is_floating_point() and not bool(tensor.sum().isfinite()):
+                finite = tensor.isfinite().reshape(len(tensor), -1).all(1)
+                bad |= ~finite.cpu()
+        return bad.nonzero().flatten().tolist()
+
+    def rows(self, numbers: list[int]) -> Any:
+        """Sliced."""
+        return map_tensors(lambda tensor: tensor[numbers], self.tree)
+
 
 @final
 class LoaderBatches(Batches):
@@ -71,6 +105,8 @@ class LoaderBatches(Batches):
         # Of the sampler, which may see only a part of the data set.
         self.size = _len(loader.sampler)
         self.num_batches = _len(loader)
+        if self.num_batches == 0:
+            raise DataError(_NO_BATCH)
 
     def generators(self) -> list[torch.Generator]:
         """Those of the loader and of its samplers."""
@@ -86,7 +122,7 @@ class LoaderBatches(Batches):
             found = True
             yield map_tensors(lambda tensor: tensor, batch)
         if not found:
-            raise UsageError("the DataLoader gave no batch: expected at least one in every pass")
+            raise DataError(_NO_BATCH)
 
 
 @final
@@ -98,8 +134,12 @@ class DatasetBatches(Batches):
         self.batch_size = batch_size
         self.size = _len(dataset)
         if not self.size:
-            raise UsageError("the data set is empty or has no length: expected a map-style Dataset")
+            raise DataError("the data set is empty or has no length: expected a map-style Dataset")
         self.num_batches = -(-self.size // batch_size)
+
+    def peek(self) -> Any:
+        """Collated; items are made again when their turn comes."""
+        return next(self.epoch())
 
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
         """Batches of ``batch_size``; the last may be shorter and is never dropped."""
@@ -121,6 +161,10 @@ class NoArguments(Batches):
     def __init__(self) -> None:
         self.size = None
         self.num_batches = 1
+
+    def peek(self) -> Any:
+        """The empty batch."""
+        return ()
 
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
         """The empty batch."""
@@ -203,15 +247,45 @@ def _as_tensors(data: Any, name: str = "data") -> Any:
         return {key: _as_tensors(value, f"{name}[{key!r}]") for key, value in data.items()}
     if isinstance(data, tuple | list):
         return tuple(_as_tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
-    raise UsageError(
-        f"{name}: found {type(data).__name__}; expected a tensor, a numeric numpy array, a tuple "
-        "or dict of those, a Dataset or a DataLoader"
+    raise DataError(
+        f"{name}: found {_kind(data)}; expected a tensor, a numeric numpy array, a tuple or dict "
+        f"of those, a Dataset or a DataLoader{_how_to_convert(data)}"
     )
+
+
+def _kind(data: Any) -> str:
+    return f"an array of {data.dtype}" if isinstance(data, np.ndarray) else type(data).__name__
+
+
+def _how_to_convert(data: Any) -> str:
+    """What to do with kinds that people do have."""
+    if isinstance(data, np.ndarray):
+        return "; give every category a number"
+    if callable(getattr(data, "to_numpy", None)):
+        return "; pass its numbers, .to_numpy()"
+    if isinstance(data, Iterator):
+        return "; an iterator is used up after one epoch, wrap what makes it in a DataLoader"
+    return ""
+
+
+def structure_of(batch: Any) -> str:
+    """The shape of a batch as arguments: the same for training and validation data.
+
+    >>> structure_of((torch.zeros(2), {"y": torch.ones(2, 3)}))
+    '(tensor, {y: tensor})'
+    """
+    if isinstance(batch, Tensor):
+        return "tensor"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key}: {structure_of(batch[key])}" for key in batch) + "}"
+    if isinstance(batch, tuple | list):
+        return "(" + ", ".join(map(structure_of, batch)) + ")"
+    return type(batch).__name__
 
 
 def _length(name: str, tensor: Tensor) -> int:
     if tensor.ndim == 0:
-        raise UsageError(f"{name} is a single number: expected data points along the first dim")
+        raise DataError(f"{name} is a single number: expected data points along the first dim")
     return tensor.shape[0]
 
 

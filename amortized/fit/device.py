@@ -18,15 +18,20 @@ def device_of(name: str | torch.device) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    expected = "expected 'auto', 'cpu', 'cuda', 'cuda:1' or a torch.device"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise UsageError(
-            f"device={name!r}: expected 'auto', 'cpu', 'cuda', 'cuda:1' or a torch.device"
-        ) from error
+        raise UsageError(f"device={name!r}: there is no such device; {expected}") from error
+    if device.type == "meta":
+        raise UsageError(f"device={name!r}: it holds no numbers to train on; {expected}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"device={name!r}: this machine has {torch.cuda.device_count()} GPUs that torch can "
             "use; pass device='auto' to take one where there is one"
         )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise UsageError(f"device={name!r}: torch cannot use it here; {expected}") from error
     return device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, final
 
@@ -29,8 +30,9 @@ class Interrupted(BaseException):
 
 @final
 class Interrupts:
-    """While entered, the first signal is kept for `check`; a second Ctrl-C acts at once.
+    """While entered, a signal is kept for `check`; a second Ctrl-C acts at once.
 
+    A second SIGTERM does not: what sends it often sends several, and the checkpoint would be lost.
     Handlers can be set in the main thread only; elsewhere nothing changes.
     """
 
@@ -63,10 +65,14 @@ class Interrupts:
             raise Interrupted(self.received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-        print(
-            f"\n{signal.Signals(number).name}: ending after this step (again: at once)",
-            file=sys.stderr,
-        )
+        first = self.received
+        # SIGTERM ends the process, whatever came before
+        self.received = first if first == signal.SIGTERM else number
+        if number == signal.SIGINT and first is not None:
+            raise KeyboardInterrupt if first == signal.SIGINT else Interrupted(first)
+        if first is None:
+            again = " (again: at once)" if number == signal.SIGINT else ""
+            # the reader of a pipe may be gone, or the write that was interrupted be one of ours
+            with suppress(OSError, RuntimeError, ValueError):
+                name = signal.Signals(number).name
+                print(f"\n{name}: ending after this step{again}", file=sys.stderr)

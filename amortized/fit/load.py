@@ -85,10 +85,12 @@ def _pair(program: Program | Pair) -> Pair:
 
 
 def _chosen(path: str | os.PathLike[str], which: str, monitor: str, mode: str) -> Checkpoint:
+    if which not in ("last", "best"):
+        raise UsageError(f"which={which!r}: expected 'last' or 'best'")
+    if mode not in ("min", "max"):
+        raise UsageError(f"mode={mode!r}: expected 'min' or 'max'")
     if which == "last":
         return checkpoint.read(path)
-    if which != "best":
-        raise UsageError(f"which={which!r}: expected 'last' or 'best'")
     scored = []
     for folder in checkpoint.listed(Path(path)):
         try:

@@ -32,8 +32,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        # optional, and slow to import
         try:
+            # optional, and slow to import
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError as error:
             raise UsageError("am.TensorBoard needs tensorboard: pip install tensorboard") from error
@@ -78,9 +78,14 @@ def as_loggers(given: Logger | Iterable[Logger] | None) -> list[LogEachEpoch]:
         return []
     loggers = [given] if isinstance(given, Logger) or not isinstance(given, Iterable) else [*given]
     for logger in loggers:
-        if not isinstance(logger, Logger):
+        # a class has the method too, and nobody to call it on
+        if not isinstance(logger, Logger) or isinstance(logger, type):
             raise UsageError(
-                f"logger: found {type(logger).__name__}; expected an object with a method "
+                f"logger: found {_kind(logger)}; expected an object with a method "
                 "log_metrics(metrics, step), such as am.TensorBoard('runs')"
             )
     return [LogEachEpoch(logger) for logger in loggers]
+
+
+def _kind(logger: object) -> str:
+    return f"the class {logger.__name__}" if isinstance(logger, type) else type(logger).__name__

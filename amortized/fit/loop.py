@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -11,16 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
 from amortized.errors import AmortizedError, DataError, NonFiniteError
+from amortized.estimate import Estimate
 from amortized.fit import checkpoint
 from amortized.fit.callbacks import FitState
 from amortized.fit.collapse import collapse_notices
-from amortized.fit.data import Batches, batch_length
+from amortized.fit.data import batch_length
 from amortized.fit.history import History
 from amortized.fit.interrupts import Interrupted, Interrupts
 from amortized.fit.plan import Plan
+from amortized.fit.preflight import preflight
 from amortized.fit.progress import Reporter, reporter
 from amortized.fit.recovery import recovery_of
 from amortized.fit.resume import Moment, resumed
@@ -35,16 +36,23 @@ class Loop:
     def __init__(self, stepper: Stepper, plan: Plan) -> None:
         self.stepper, self.plan = stepper, plan
         self.history = History(plan.max_epochs)
-        self.state = FitState(stepper.parameters, self.history, save=self._save)
-        self._moment = Moment()
+        self.state = FitState(
+            stepper.parameters, self.history, training=secrets.token_hex(8), save=self._save
+        )
         self._recovery = recovery_of(plan.non_finite, plan.non_finite_limit, stepper, plan.schedule)
+        self._moment = Moment(self._recovery)
         self._interrupts = Interrupts()
+        self._ready = False
+        stepper.detect_anomaly = plan.detect_anomaly
+        self._checked = plan.resume_from is not None
 
     def run(self) -> History:
         """Trains to the end of the plan, to a callback's stop, or to a signal."""
         self._moment.shuffle.manual_seed(fresh_seed())
         self._moment.val_seed = fresh_seed()
         saved = self._resumed()
+        if self.plan.check and not self._checked:
+            self._checked = preflight(self.stepper, self.plan)
         report = reporter(self.plan.progress, self.plan.max_epochs, self.plan.steps)
         try:
             with self._interrupts, self._failures():
@@ -66,6 +74,7 @@ class Loop:
         found = resumed(self.plan.resume_from, self.stepper, self.plan)
         self.state.resumed_from = found.path
         self._moment.load_state_dict(found.state["moment"], self.state, self.plan)
+        self._moment.last_saved = found.path
         self.history.load_state_dict(found.state["history"])
         return found.state
 
@@ -96,7 +105,8 @@ class Loop:
         metrics = self._record(validation)
         moment.mid_epoch = False
         if self.plan.schedule is not None:
-            self.plan.schedule.after_epoch(metrics)
+            watched = "train_loss" if self.plan.val is None else "val_loss"
+            self.plan.schedule.after_epoch(metrics.get(watched, math.nan))
         report.epoch(self.history)
         self._call("on_train_epoch_end")
         self._interrupts.check()
@@ -123,7 +133,7 @@ class Loop:
         done, again = state.batch, moment.resumed
         if again:
             moment.rewind(plan.train)
-        batches = _guarded(plan.train, moment.shuffle, state)
+        batches = _guarded(plan.train.epoch(moment.shuffle), f"epoch {state.epoch}, batch")
         for _ in itertools.islice(batches, done):
             pass
         if again:
@@ -135,13 +145,12 @@ class Loop:
     def _step(self, batch: Any, *, apply: bool) -> None:
         """One batch, and an optimizer step if the group is complete."""
         state, plan = self.state, self.plan
-        if plan.schedule is not None and not plan.schedule.attached:
-            self.stepper.warm_up(batch)
-            plan.schedule.attach(self.stepper.built_optimizer)
+        if not self._ready:
+            self._get_ready(batch)
+        weight = plan.kl_weight(step=state.step, epochs=self._epochs_done())
+        self._moment.weigh(weight)
         state.whole = False
         try:
-            weight = plan.kl_weight(step=state.step, epochs=self._epochs_done())
-            self._moment.kl_weight = weight
             estimate = self.stepper.accumulate(batch, plan.data, weight)
             self._moment.averager.add(Terms.of(estimate), batch_length(batch))
         except NonFiniteError as error:
@@ -150,6 +159,17 @@ class Loop:
         if apply:
             self._apply()
         state.whole = not self.stepper.pending
+
+    def _get_ready(self, batch: Any) -> None:
+        """What must wait for a batch: checks, parameters that programs declare, the scheduler."""
+        plan = self.plan
+        if plan.check and not self._checked:
+            self.stepper.check(batch, plan.data)
+        self.stepper.warm_up(batch)
+        if plan.schedule is not None:
+            plan.schedule.attach(self.stepper.built_optimizer)
+        self._recovery.begin()
+        self._ready = self._checked = True
 
     def _apply(self) -> None:
         try:
@@ -183,28 +203,35 @@ class Loop:
         return done if batches is None else done + (self.state.batch - 1) / batches
 
     def _validate(self) -> dict[str, float]:
-        plan = self.plan
-        if plan.val is None or self.state.epoch % plan.check_val_every_n_epoch:
+        plan, state = self.plan, self.state
+        keys = ("loss", "elbo", "reconstruction", "kl")
+        if plan.val is None:
             return {}
-        averager = Averager()
+        if state.epoch % plan.check_val_every_n_epoch:
+            return dict.fromkeys((f"val_{key}" for key in keys), math.nan)
+        averager, done = Averager(), 0
         # The same noise at every epoch: differences between epochs are then the parameters' alone,
         # and the training stream does not move.
         with seeded(self._moment.val_seed):
-            for number, batch in enumerate(itertools.islice(plan.val.epoch(), plan.val_batches)):
-                terms = self.stepper.terms(batch, plan.data)
-                if not math.isfinite(terms.values["loss"]):
-                    self._bad_validation(number + 1, batch)
-                averager.add(terms, batch_length(batch))
+            place = f"epoch {state.epoch}, validation batch"
+            for batch in itertools.islice(_guarded(plan.val.epoch(), place), plan.val_batches):
+                done += 1
+                estimate = self.stepper.evaluated(batch, plan.data)
+                if not math.isfinite(estimate.loss.item()):
+                    self._bad_validation(f"{place} {done}", estimate)
+                averager.add(Terms.of(estimate), batch_length(batch))
         self._call("on_validation_epoch_end")
         means = averager.means()
-        return {f"val_{name}": means[name] for name in ("loss", "elbo", "reconstruction", "kl")}
+        return {f"val_{key}": means[key] for key in keys}
 
-    def _bad_validation(self, number: int, batch: Any) -> None:
-        report, table = self.stepper.non_finite_terms(batch, self.plan.data)
-        sentence = f"epoch {self.state.epoch}, validation batch {number}: {report}"
+    def _bad_validation(self, place: str, estimate: Estimate) -> None:
+        """Ends training, or leaves one notice an epoch."""
+        sentence = f"{place}: {estimate.non_finite_report()}"
         if self.plan.non_finite == "raise":
-            raise NonFiniteError(f"{sentence}{self._last_good()}", table)
-        self.history.notices.append(sentence)
+            raise NonFiniteError(f"{sentence}{self._last_good()}", estimate.site_table())
+        begin = f"epoch {self.state.epoch}, validation"
+        if not any(notice.startswith(begin) for notice in self.history.notices):
+            self.history.notices.append(sentence)
 
     def _record(self, validation: dict[str, float]) -> dict[str, float]:
         moment, averager = self._moment, self._moment.averager
@@ -237,7 +264,7 @@ class Loop:
             step=self.stepper.steps,
             epoch=self.state.epoch,
             metrics={} if self._moment.mid_epoch else _finite(self.history.last()),
-            config=self.plan.config,
+            config={**self.plan.config, "training": self.state.training},
             parameters=self.stepper.parameters.tensors(),
         )
         self._moment.last_saved = path
@@ -250,11 +277,10 @@ class Loop:
             yield
         except (KeyboardInterrupt, Interrupted) as interrupt:
             self._end(interrupt)
-        except AmortizedError as error:
-            self._call("on_exception", error)
-            raise
-        except Exception as error:
-            if self._interrupts.received is not None:  # it also ended the workers of a loader
+        except (Exception, SystemExit) as error:
+            own = isinstance(error, AmortizedError) and not isinstance(error, DataError)
+            if self._interrupts.received is not None and not own:
+                # a signal also ends the workers of a loader
                 self._end(Interrupted(self._interrupts.received))
                 return
             self._call("on_exception", error)
@@ -275,20 +301,19 @@ class Loop:
             getattr(callback, hook)(self.state, *args)
 
 
-def _guarded(batches: Batches, shuffle: torch.Generator, state: FitState) -> Iterator[Any]:
-    """One pass; an error of the user's loader says where training stood."""
-    iterator = batches.epoch(shuffle)
-    while True:
+def _guarded(batches: Iterator[Any], place: str, done: int = 0) -> Iterator[Any]:
+    """The same batches; an error of the user's loader says where training stood."""
+    for number in itertools.count(done + 1):
         try:
-            batch = next(iterator)
+            batch = next(batches)
         except StopIteration:
             return
         except AmortizedError:
             raise
         except Exception as error:
             raise DataError(
-                f"epoch {state.epoch}, batch {state.batch + 1}: the data could not be read: "
-                f"{type(error).__name__}: {error}; parameters are as the batch before left them"
+                f"{place} {number}: the data could not be read: {type(error).__name__}: {error}; "
+                "parameters are as the last step left them"
             ) from error
         yield batch
 

@@ -78,7 +78,9 @@ class ModelCheckpoint(Callback):
     def on_fit_start(self, state: FitState) -> None:
         """Makes the folder, and refuses one that belongs to another training."""
         self._best, self._saved_at = [], -1
-        self._resumed = None if state.resumed_from is None else state.resumed_from.name
+        origin = state.resumed_from
+        ours = origin is not None and origin.resolve().parent == self.dirpath.resolve()
+        self._resumed = origin.name if origin is not None and ours else None
         try:
             self.dirpath.mkdir(parents=True, exist_ok=True)
             probe = self.dirpath / ".tmp-probe"
@@ -121,9 +123,10 @@ class ModelCheckpoint(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from the best of a training that is resumed."""
         here = {path.name for path in listed(self.dirpath)}
-        own = [] if state["own"] is None else [(state["own"], self._resumed)]
-        ranked = sorted([(score, name) for score, name in state["best"]] + own)
-        self._best = [(score, name) for score, name in ranked if name in here][: self.save_top_k]
+        ranked = {(score, name) for score, name in state["best"] if name in here}
+        if state["own"] is not None and self._resumed is not None:
+            ranked.add((state["own"], self._resumed))
+        self._best = sorted(ranked)[: self.save_top_k]
 
     def _save(self, state: FitState, score: float | None = None) -> None:
         if state.save is None:
@@ -135,24 +138,29 @@ class ModelCheckpoint(Callback):
             ranked = sorted([*self._best, (score, self.last_path.name)])
             self._best = ranked[: self.save_top_k]
         best = {self.dirpath / name for _, name in self._best}
-        prune(self.dirpath, {*listed(self.dirpath)[-self.keep_last :], *best})
+        prune(self.dirpath, {*self._newest(self.last_path), *best})
+
+    def _newest(self, last: Path) -> list[Path]:
+        """The newest ones up to the last one written, and those beyond it, which are damaged."""
+        found = listed(self.dirpath)
+        end = found.index(last) + 1
+        return found[max(0, end - self.keep_last) :]
 
     def _refuse_another_training(self, state: FitState) -> None:
-        """Checkpoints later than where this training stands would be taken for its own."""
-        found = listed(self.dirpath)
-        if state.resumed_from is None:
-            strange = found
-        elif state.resumed_from in found:
-            strange = found[found.index(state.resumed_from) + 1 :]
-        else:
-            strange = found
-        for path in reversed(strange):
+        """Those of another one would be pruned, and later ones of this one be taken for newer."""
+        origin = state.resumed_from
+        stands = -1 if origin is None else read(origin).metadata["step"]
+        for path in reversed(listed(self.dirpath)):
             try:
-                read(path)
+                about = read(path).metadata
             except CheckpointError:
-                continue  # damaged: the reason why an earlier one was resumed
+                continue  # damaged: perhaps the reason why an earlier one was resumed
+            ours = about["config"].get("training") == state.training
+            if ours and about["step"] <= stands:
+                continue
+            whose = "this training, later than what is resumed" if ours else "another training"
             raise CheckpointError(
-                f"{self.dirpath} holds {path.name}, a checkpoint of another training: go on from "
+                f"{self.dirpath} holds {path.name}, a checkpoint of {whose}: go on from "
                 f"it with fit(resume_from={str(self.dirpath)!r}), remove it, or name another folder"
             )
 

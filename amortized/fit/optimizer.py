@@ -85,9 +85,7 @@ class GroupedOptimizer:
     def scale_rates(self, factor: float) -> None:
         """Multiplies every learning rate."""
         for group in self.built.param_groups:
-            for key in ("lr", "initial_lr"):
-                if key in group:
-                    group[key] = group[key] * factor
+            group["lr"] = group["lr"] * factor
 
     def state_dict(self, names: Mapping[int, str]) -> dict[str, Any]:
         """State and options by parameter name; ``names`` maps the id of a leaf to it."""
@@ -168,6 +166,9 @@ class GroupedOptimizer:
 def _learning_rates(lr: LearningRate) -> dict[str, float] | None:
     if lr is None:
         return None
+    for rate in lr.values() if isinstance(lr, Mapping) else (lr,):
+        if isinstance(rate, bool) or not isinstance(rate, int | float):
+            raise UsageError(f"lr={rate!r}: expected a number, one for each group, or None")
     if not isinstance(lr, Mapping):
         rates = {name: float(lr) for name in GROUPS}
     else:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from amortized.errors import ProgramError
 from amortized.fit.rng import side_stream
 from amortized.programs.run import is_guide_messenger
-from amortized.programs.study import modules_of
+from amortized.programs.study import modules_of, run_alone
 
 GROUPS: tuple[str, ...] = ("model", "guide", "estimators")
 
@@ -85,7 +85,7 @@ class Parameters:
             return
         scratch_scope = pyro.get_param_store().scope()
         with scratch_scope as scratch, evaluation_mode(*self.networks), side_stream():
-            self.guide(*args, **kwargs)
+            run_alone(self.guide, args, kwargs)
         self._guide_names = set(scratch["params"])
 
     def groups(self) -> dict[str, list[Tensor]]:
@@ -133,15 +133,6 @@ class Parameters:
     def names(self) -> dict[int, str]:
         """The names of `tensors` by the identity of the tensor."""
         return {id(tensor): name for name, tensor in self.tensors().items()}
-
-    def buffers(self) -> list[Tensor]:
-        """What networks keep beside parameters: running means and the like."""
-        return [
-            buffer
-            for network in self.networks
-            if network is not self.loss
-            for buffer in network.buffers(recurse=False)
-        ]
 
     def to(self, device: torch.device) -> None:
         """Moves everything to a device, each tensor staying the same object."""

@@ -60,9 +60,20 @@ class Plan:
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}: expected at least 1")
+        # a wrong limit is named now, not after the first epoch
+        _ = self.train_batches, self.val_batches
         clip = self.gradient_clip_val
         if clip is not None and not (math.isfinite(clip) and clip > 0):
             raise UsageError(f"gradient_clip_val={clip}: expected a norm above 0, or None")
+        for callback in self.callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback.refuse_unknown_monitor(self.val is not None)
+        folders = [c.dirpath.resolve() for c in self.callbacks if isinstance(c, ModelCheckpoint)]
+        if len(set(folders)) < len(folders):
+            raise UsageError(
+                f"two ModelCheckpoints write below {folders[0]}, and each would delete what the "
+                "other keeps: give each a folder of its own"
+            )
         stops_early = any(isinstance(callback, EarlyStopping) for callback in self.callbacks)
         if self.max_epochs is None and self.max_steps is None and not stops_early:
             raise UsageError(
@@ -78,8 +89,9 @@ class Plan:
     @property
     def val_batches(self) -> int | None:
         """Batches of one validation; None: all there are."""
-        total = None if self.val is None else self.val.num_batches
-        return limited(total, self.limit_val_batches, "limit_val_batches")
+        if self.val is None:
+            return None
+        return limited(self.val.num_batches, self.limit_val_batches, "limit_val_batches")
 
     @property
     def steps(self) -> int | None:
@@ -97,6 +109,7 @@ class Plan:
             "data points": self.train.size,
             "batches": self.train_batches,
             "accumulate_grad_batches": self.accumulate_grad_batches,
+            "generators of its own": len(self.train.generators()),
         }
 
 
@@ -111,9 +124,10 @@ def limited(total: int | None, limit: int | float | None, name: str) -> int | No
     """
     if limit is None:
         return total
-    if isinstance(limit, bool) or limit <= 0 or (isinstance(limit, float) and limit > 1):
+    fraction = isinstance(limit, float)
+    if isinstance(limit, bool) or not limit > 0 or (fraction and limit > 1):
         raise UsageError(f"{name}={limit}: expected a count from 1, or a fraction up to 1.0")
-    if isinstance(limit, int):
+    if not fraction:
         return limit if total is None else min(limit, total)
     if total is None:
         raise UsageError(f"{name}={limit}: the data do not say how many batches there are")

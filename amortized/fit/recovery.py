@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Final, Literal, final
 
 from amortized.errors import NonFiniteError, UsageError
@@ -32,12 +33,23 @@ class Recovery(ABC):
     def recover(self, error: NonFiniteError) -> None:
         """Makes training fit to go on, or raises the error."""
 
+    def begin(self) -> None:  # noqa: B027
+        """Parameters and optimizer exist, and a batch is about to be used."""
+
     def after_step(self) -> None:  # noqa: B027
         """A good step was taken."""
 
     def epoch_start(self) -> None:
         """An epoch begins."""
         self.counts = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there; what another policy counted is left out."""
+        self.counts = dict(state["counts"])
 
 
 @final
@@ -73,12 +85,22 @@ class Skip(Recovery):
         """A run of bad batches is over."""
         self._in_a_row = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """The run of bad batches too."""
+        return {**super().state_dict(), "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on counting."""
+        super().load_state_dict(state)
+        self._in_a_row = state.get("in_a_row", 0)
+
 
 @final
 class Rollback(Recovery):
     """Parameters and optimizer go back to a good moment, with half the learning rate.
 
     Two moments are kept: if training fails again before the newer one is old, the older is used.
+    They are not part of a checkpoint: a training that is resumed goes back to where it was resumed.
     """
 
     def __init__(self, limit: int, stepper: Stepper, schedule: LearningRateSchedule | None) -> None:
@@ -99,8 +121,9 @@ class Rollback(Recovery):
         self._used += 1
         self.counts["rollbacks"] = self.counts.get("rollbacks", 0) + 1
         # the factor counts from the rates now, which an earlier rollback may have lowered
-        rates = self.stepper.optimizer.rates()
+        rates, steps = self.stepper.optimizer.rates(), self.stepper.steps
         self.stepper.load_state_dict(self._kept[-1])
+        self.stepper.steps = steps  # checkpoints are ordered by their steps
         self.stepper.optimizer.set_rates(rates)
         self.stepper.optimizer.scale_rates(_LOWER_RATE)
         if self.schedule is not None:
@@ -108,6 +131,11 @@ class Rollback(Recovery):
         if len(self._kept) > 1:
             self._kept.pop()
         self._steps = 0
+
+    def begin(self) -> None:
+        """Keeps the first moment."""
+        if not self._kept:
+            self._keep()
 
     def after_step(self) -> None:
         """Keeps a moment now and then."""
@@ -118,7 +146,17 @@ class Rollback(Recovery):
     def epoch_start(self) -> None:
         """Keeps the moment."""
         super().epoch_start()
-        self._keep()
+        if self._kept:
+            self._keep()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often it went back."""
+        return {**super().state_dict(), "used": self._used}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on counting."""
+        super().load_state_dict(state)
+        self._used = state.get("used", 0)
 
     def _keep(self) -> None:
         self._kept = [*self._kept[-1:], copy.deepcopy(self.stepper.state_dict())]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from amortized.errors import CheckpointError
 from amortized.fit import checkpoint
@@ -16,16 +18,21 @@ from amortized.fit.callbacks import Callback, FitState
 from amortized.fit.checkpoint import Checkpoint
 from amortized.fit.data import Batches
 from amortized.fit.plan import Plan
+from amortized.fit.recovery import Recovery
 from amortized.fit.rng import preserved_rng, restore_rng, rng_state
 from amortized.fit.step import Averager, Stepper
 from amortized.programs.records import DataPlate
+
+# so many batches are looked at for parameters that only some branches declare
+_LOOKS: Final = 64
 
 
 @final
 class Moment:
     """Where training stands, beyond parameters and history."""
 
-    def __init__(self) -> None:
+    def __init__(self, recovery: Recovery) -> None:
+        self.recovery = recovery
         self.shuffle = torch.Generator()
         self.val_seed = 0
         self.mid_epoch = False
@@ -44,19 +51,25 @@ class Moment:
         """Remembers the generators that decide the order of this epoch."""
         self.mid_epoch = True
         self.averager, self.norms, self.elapsed = Averager(), [], 0.0
-        loaders = [generator.get_state() for generator in train.generators()]
-        self._start = {"shuffle": self.shuffle.get_state(), "loaders": loaders, "rng": rng_state()}
+        self._start = {
+            "shuffle": self.shuffle.get_state(),
+            "loaders": _states(train),
+            "rng": rng_state(),
+        }
 
     def rewind(self, train: Batches) -> None:
         """Puts those generators back, so that the same batches come again."""
         self.shuffle.set_state(self._start["shuffle"])
-        for generator, state in zip(train.generators(), self._start["loaders"], strict=True):
-            generator.set_state(state)
+        _set_states(train, self._start["loaders"])
         restore_rng(self._start["rng"])
+
+    def weigh(self, kl_weight: float) -> None:
+        """Takes note of the weight of a batch."""
+        self.kl_weight = kl_weight
+        self._weighted = self._weighted or kl_weight != 1.0
 
     def always_one(self) -> bool:
         """Whether the KL has always had weight one."""
-        self._weighted = self._weighted or self.kl_weight != 1.0
         return not self._weighted
 
     def state_dict(self, stepper: Stepper, state: FitState, plan: Plan) -> dict[str, Any]:
@@ -70,6 +83,8 @@ class Moment:
                 "epoch": state.epoch,
                 "step": state.step,
                 "batch": state.batch,
+                "stop": state.stop,
+                "training": state.training,
                 "mid_epoch": self.mid_epoch,
                 "averager": self.averager.state_dict(),
                 "norms": list(self.norms),
@@ -80,6 +95,8 @@ class Moment:
                 "shuffle": self.shuffle.get_state(),
                 "start": self._start,
                 "rng": rng_state(),
+                "loaders": {"train": _states(plan.train), "val": _states(plan.val)},
+                "recovery": self.recovery.state_dict(),
                 "schedule": {} if plan.schedule is None else plan.schedule.state_dict(),
                 "identity": plan.identity,
             },
@@ -88,6 +105,7 @@ class Moment:
     def load_state_dict(self, saved: Mapping[str, Any], state: FitState, plan: Plan) -> None:
         """Takes that back."""
         state.epoch, state.step, state.batch = saved["epoch"], saved["step"], saved["batch"]
+        state.stop, state.training = saved["stop"], saved["training"]
         self.mid_epoch = self.resumed = saved["mid_epoch"]
         self.norms = list(saved["norms"])
         self.averager.load_state_dict(saved["averager"])
@@ -95,6 +113,9 @@ class Moment:
         self._weighted, self.val_seed = saved["weighted"], saved["val_seed"]
         self.shuffle.set_state(saved["shuffle"])
         self._start, self.rng = saved["start"], saved["rng"]
+        for name, batches in (("train", plan.train), ("val", plan.val)):
+            _set_states(batches, saved["loaders"][name])
+        self.recovery.load_state_dict(saved["recovery"])
         if plan.schedule is not None:
             plan.schedule.load_state_dict(saved["schedule"])
         restore_rng(self.rng)
@@ -127,12 +148,22 @@ def resumed(path: Path, stepper: Stepper, plan: Plan) -> Checkpoint:
             )
     _warn_of_other_machine(found.metadata)
     with preserved_rng():
-        stepper.warm_up(next(iter(plan.train.epoch())))
+        _declare_parameters(found, stepper, plan)
         refuse_other_program(found, stepper.parameters.tensors())
         if plan.schedule is not None:
             plan.schedule.attach(stepper.built_optimizer)
         stepper.load_state_dict(found.state)
     return found
+
+
+def _declare_parameters(found: Checkpoint, stepper: Stepper, plan: Plan) -> None:
+    """Runs the programs until they have declared what the file holds: branches may do so late."""
+    saved = found.metadata["fingerprint"]["parameters"].keys()
+    for batch in itertools.islice(plan.train.epoch(), _LOOKS):
+        stepper.warm_up(batch, again=True)
+        missing = saved - stepper.parameters.tensors().keys()
+        if not any(name.startswith(("store.", "loss.")) for name in missing):
+            return
 
 
 def refuse_other_program(
@@ -144,6 +175,8 @@ def refuse_other_program(
         CheckpointError: naming each parameter and shape.
     """
     saved = found.metadata["fingerprint"]["parameters"]
+    # a lazy layer has no shape before its first run
+    tensors = {name: tensor for name, tensor in tensors.items() if not is_lazy(tensor)}
     if not estimators:
         saved = {n: about for n, about in saved.items() if not n.startswith("loss.")}
         tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith("loss.")}
@@ -161,8 +194,11 @@ def plate_state(data: DataPlate) -> dict[str, Any]:
 
 
 def _warn_of_other_machine(metadata: Mapping[str, Any]) -> None:
-    now = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
-    then = {"torch": metadata["versions"]["torch"], "threads": metadata["threads"]}
+    # a build may be named in one of the two places where torch says its version, "2.13.0+cpu"
+    release = str(torch.__version__).partition("+")[0]
+    now = {"torch": release, "threads": torch.get_num_threads()}
+    written = metadata["versions"]["torch"].partition("+")[0]
+    then = {"torch": written, "threads": metadata["threads"]}
     differing = [
         f"{name} {then[name]} then, {now[name]} now" for name in now if then[name] != now[name]
     ]
@@ -172,6 +208,16 @@ def _warn_of_other_machine(metadata: Mapping[str, Any]) -> None:
             "uninterrupted run in the last digits",
             stacklevel=2,
         )
+
+
+def _states(batches: Batches | None) -> list[Tensor]:
+    return [] if batches is None else [g.get_state() for g in batches.generators()]
+
+
+def _set_states(batches: Batches | None, states: Iterable[Tensor]) -> None:
+    generators = [] if batches is None else batches.generators()
+    for generator, state in zip(generators, states, strict=False):  # validation may be new
+        generator.set_state(state)
 
 
 def _named(callbacks: Iterable[Callback]) -> list[tuple[str, Callback]]:

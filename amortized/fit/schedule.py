@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, final
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from amortized.errors import UsageError
+from amortized.errors import CheckpointError, UsageError
 
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 Interval = Literal["epoch", "step"]
@@ -80,6 +80,7 @@ class LearningRateSchedule:
             raise UsageError(f"scheduler_interval={interval!r}: expected 'epoch' or 'step'")
         self.factory, self.interval = factory, interval
         self._scheduler: LRScheduler | None = None
+        self._factor = 1.0
 
     @property
     def attached(self) -> bool:
@@ -87,10 +88,20 @@ class LearningRateSchedule:
         return self._scheduler is not None
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Builds the scheduler, once."""
+        """Builds the scheduler, once.
+
+        Raises:
+            UsageError: the factory fails, or makes something else.
+        """
         if self._scheduler is not None:
             return
-        built = self.factory(optimizer)
+        try:
+            built = self.factory(optimizer)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"scheduler: it cannot be made of an optimizer alone: {error}; give its other "
+                "arguments with functools.partial(...)"
+            ) from error
         if not isinstance(built, LRScheduler):
             raise UsageError(
                 f"scheduler made a {type(built).__name__}: expected a torch.optim.lr_scheduler"
@@ -103,39 +114,68 @@ class LearningRateSchedule:
 
     def after_step(self) -> None:
         """An optimizer step was taken."""
-        if self.interval == "step" and self._scheduler is not None:
-            self._scheduler.step()
+        if self.interval == "step":
+            self._move()
 
-    def after_epoch(self, metrics: dict[str, float]) -> None:
-        """An epoch ended with these metrics.
-
-        Raises:
-            UsageError: a scheduler that watches the loss and no finite loss to watch.
-        """
-        if self.interval != "epoch" or self._scheduler is None:
+    def after_epoch(self, watched: float) -> None:
+        """An epoch ended with this loss; NaN: it was not looked at."""
+        if self.interval != "epoch":
             return
         if not isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step()
-            return
-        watched = metrics.get("val_loss", metrics.get("train_loss", math.nan))
-        if math.isfinite(watched):  # an epoch without validation says nothing
-            self._scheduler.step(watched)
+            self._move()
+        elif math.isfinite(watched):
+            self._move(watched)
 
     def scale(self, factor: float) -> None:
-        """Scales what the scheduler multiplies, after the optimizer's rates were scaled."""
-        scheduler = self._scheduler
-        if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
-            return
-        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+        """Scales all rates to come; those of now are the caller's to scale."""
+        self._factor *= factor
 
     def state_dict(self) -> dict[str, Any]:
         """The scheduler's state; empty before the first step."""
-        return {} if self._scheduler is None else self._scheduler.state_dict()
+        if self._scheduler is None:
+            return {}
+        kind, state = type(self._scheduler).__name__, self._scheduler.state_dict()
+        return {"kind": kind, "factor": self._factor, "state": state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a state back, into a scheduler that is attached."""
-        if self._scheduler is not None and state:
-            self._scheduler.load_state_dict(state)
+        """Takes a state back, into a scheduler that is attached.
+
+        Raises:
+            CheckpointError: the state is another kind of scheduler's.
+        """
+        if self._scheduler is None or not state:
+            return
+        if state["kind"] != (kind := type(self._scheduler).__name__):
+            raise CheckpointError(
+                f"the file holds the state of {state['kind']}, and this is a {kind}: pass the "
+                "scheduler it was written with"
+            )
+        self._factor = state["factor"]
+        self._scheduler.load_state_dict(state["state"])
+
+    def _move(self, *watched: float) -> None:
+        """Moves the scheduler, which does not know of the factor.
+
+        Raises:
+            UsageError: the scheduler has no more steps.
+        """
+        if self._scheduler is None:
+            return
+        self._scale_rates(1 / self._factor)
+        try:
+            self._scheduler.step(*watched)
+        except ValueError as error:
+            raise UsageError(
+                f"scheduler: {type(self._scheduler).__name__} cannot move on: {error}; make it "
+                "longer, or training shorter"
+            ) from error
+        finally:
+            self._scale_rates(self._factor)
+
+    def _scale_rates(self, factor: float) -> None:
+        if self._scheduler is not None and factor != 1.0:
+            for group in self._scheduler.optimizer.param_groups:
+                group["lr"] = group["lr"] * factor
 
 
 def schedule_of(

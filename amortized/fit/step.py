@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,9 +13,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from amortized.errors import NonFiniteError
+from amortized.checks.check import inspect_pair
+from amortized.checks.report import Report
+from amortized.errors import CheckWarning, NonFiniteError
 from amortized.estimate import Estimate, LogWeights
 from amortized.fit.anomaly import named_gradients, watched_backward
+from amortized.fit.buffers import Copy, MovingBuffers, put_back
 from amortized.fit.data import batch_length, map_tensors
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.parameters import Parameters, evaluation_mode
@@ -77,19 +81,37 @@ class Stepper:
         self.detect_anomaly = False
         self.steps = 0
         self._count = -1
-        self._first: Tensor | None = None
+        self._device: torch.device | None = None
         self._added = 0
-        self._buffers: list[Tensor] | None = None
-        """The buffers that a run of the programs moves; None until one was watched."""
+        self._buffers = MovingBuffers([])
+        self._estimators = -1
+        self._before_group: list[Copy] = []
 
-    def warm_up(self, batch: Any) -> None:
+    def warm_up(self, batch: Any, *, again: bool = False) -> None:
         """Runs the pair once, so that every parameter exists; the global stream does not move."""
-        if self._count >= 0:
+        if self._count >= 0 and not again:
             return
         batch = self.placed(batch)
         with self.parameters.scope(), side_stream():
             self.loss.warm_up(self.model, self.guide, batch)
         self._sync(batch)
+
+    def report(self, batch: Any, data: DataPlate) -> Report:
+        """What the check finds in the pair and a batch; nothing moves."""
+        data = replace(data, rows=batch_length(batch))
+        with self.parameters.scope():
+            return inspect_pair(self.model, self.guide, batch, self.loss, data)
+
+    def check(self, batch: Any, data: DataPlate) -> None:
+        """Looks for mistakes in the pair and a batch; warns of what training can live with.
+
+        Raises:
+            AmortizedError: of the kind of the first mistake, naming all of them.
+        """
+        report = self.report(batch, data)
+        report.raise_errors()
+        for finding in report.warnings:
+            warnings.warn(str(finding), CheckWarning, stacklevel=2)
 
     def accumulate(self, batch: Any, data: DataPlate, kl_weight: float = 1.0) -> Estimate:
         """Adds the gradient of the loss per data point; estimators learn from it.
@@ -102,7 +124,7 @@ class Stepper:
         with self.parameters.scope(), self._validation():
             args, kwargs = as_arguments(batch)
             data = replace(data, rows=batch_length(batch))
-            with self._buffers_kept_on_error():
+            with self._buffers_kept_on_error() as before:
                 estimate = self.loss.estimate(
                     self.model, self.guide, args, kwargs, data=data, kl_weight=kl_weight
                 )
@@ -118,6 +140,8 @@ class Stepper:
                 else:
                     loss.backward()
             self.loss.learn(estimate)
+        self._buffers.look(before)
+        self._before_group = before if self._added == 0 else self._before_group
         self._added += 1
         return estimate
 
@@ -128,7 +152,7 @@ class Stepper:
             clip: the largest norm of the whole gradient.
 
         Raises:
-            NonFiniteError: the gradient is NaN or infinite; the parameters have not moved.
+            NonFiniteError: the gradient is NaN or infinite; nothing has moved since the last step.
         """
         leaves = [leaf for leaf in self.optimizer.leaves() if leaf.grad is not None]
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
@@ -141,6 +165,7 @@ class Stepper:
         if not math.isfinite(norm):
             report = named_gradients(leaves, self.parameters.names())
             self.optimizer.zero_grad()
+            put_back(self._before_group)
             raise NonFiniteError(f"the norm of the gradient is {norm}: {report}")
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_(leaves, clip, total)
@@ -176,19 +201,16 @@ class Stepper:
         """Forgets gradients that were added and not applied."""
         self._added = 0
 
-    def terms(self, batch: Any, data: DataPlate) -> Terms:
-        """The terms of a batch in eval mode and without gradients; nothing moves."""
+    def evaluated(self, batch: Any, data: DataPlate) -> Estimate:
+        """The estimate of a batch in eval mode and without gradients; nothing moves."""
         self.warm_up(batch)
         args, kwargs = as_arguments(self.placed(batch))
         with self.evaluating():
-            return Terms.of(self.loss.estimate(self.model, self.guide, args, kwargs, data=data))
+            return self.loss.estimate(self.model, self.guide, args, kwargs, data=data)
 
-    def non_finite_terms(self, batch: Any, data: DataPlate) -> tuple[str, str]:
-        """A sentence and a table on why the terms of a batch are not finite."""
-        args, kwargs = as_arguments(self.placed(batch))
-        with self.evaluating():
-            estimate = self.loss.estimate(self.model, self.guide, args, kwargs, data=data)
-            return estimate.non_finite_report(), estimate.site_table()
+    def terms(self, batch: Any, data: DataPlate) -> Terms:
+        """The terms of that estimate."""
+        return Terms.of(self.evaluated(batch, data))
 
     def log_weights(self, batch: Any, data: DataPlate, num_particles: int) -> LogWeights:
         """Plain draws of a batch: to be called while `evaluating`."""
@@ -202,7 +224,7 @@ class Stepper:
         with self.parameters.scope():
             self.parameters.to(device)
         self.optimizer.follow()
-        self._first = None
+        self._device = device
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, buffers, estimators and optimizer, by name; the tensors are not copied."""
@@ -225,12 +247,13 @@ class Stepper:
                 yield
 
     def placed(self, batch: Any) -> Any:
-        """The batch on the device of the parameters."""
-        if self._first is None:
-            self._first = self.parameters.first()
-        if self._first is None:
-            return batch
-        device = self._first.device
+        """The batch on the device that was asked for, or else that of the parameters."""
+        if self._device is None:
+            first = self.parameters.first()
+            if first is None:
+                return batch
+            self._device = first.device
+        device = self._device
         return map_tensors(lambda t: t if t.device == device else t.to(device), batch)
 
     @contextmanager
@@ -243,25 +266,28 @@ class Stepper:
                 yield
 
     @contextmanager
-    def _buffers_kept_on_error(self) -> Iterator[None]:
+    def _buffers_kept_on_error(self) -> Iterator[list[Copy]]:
         """Running means do not keep what a batch that is refused did to them."""
-        watched = self.parameters.buffers() if self._buffers is None else self._buffers
-        before = [(buffer, buffer._version, buffer.clone()) for buffer in watched]
+        made = len(self.loss.estimators.by_site)
+        if made != self._estimators:  # a branch reached another latent
+            self._watch_buffers()
+        before = self._buffers.copies()
         try:
-            yield
+            yield before
         except NonFiniteError:
-            with torch.no_grad():
-                for buffer, _, value in before:
-                    buffer.copy_(value)
+            put_back(before)
             raise
-        if self._buffers is None:
-            self._buffers = [buffer for buffer, version, _ in before if buffer._version != version]
+
+    def _watch_buffers(self) -> None:
+        self._buffers = MovingBuffers(self.parameters.networks)
+        self._estimators = len(self.loss.estimators.by_site)
 
     def _sync(self, batch: Any) -> None:
         """Hands new parameters to the optimizer: at warm-up, and when a branch declares more."""
         self.parameters.attribute(*as_arguments(batch))
         self._count = self.parameters.count()
         self.optimizer.sync(self.parameters.groups())
+        self._watch_buffers()
 
 
 @final

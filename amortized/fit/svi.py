@@ -10,6 +10,7 @@ from typing import Any, final
 
 import pyro
 import torch
+from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from amortized.description import Description
@@ -33,6 +34,24 @@ from amortized.fit.schedule import Interval, KLWeight, SchedulerFactory, schedul
 from amortized.fit.step import Stepper
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
+
+
+def refuse_no_program(name: str, program: Any) -> None:
+    """Refuse what is no Pyro program, classes and losses among them.
+
+    Raises:
+        UsageError: saying what was found.
+    """
+    if isinstance(program, type):
+        raise UsageError(
+            f"{name}: found the class {program.__name__}; expected a Pyro program, an instance "
+            f"such as {program.__name__}({'model' if name == 'guide' else ''})"
+        )
+    if not callable(program) or isinstance(program, PyroELBO):
+        raise UsageError(
+            f"{name}: found {type(program).__name__}; expected a Pyro program, as in "
+            "am.SVI(model, guide, loss)"
+        )
 
 
 @final
@@ -89,8 +108,7 @@ class SVI:
         device: str | torch.device | None = None,
     ) -> None:
         for name, program in (("model", model), ("guide", guide)):
-            if not callable(program):
-                raise UsageError(f"{name}: found {type(program).__name__}; expected a Pyro program")
+            refuse_no_program(name, program)
         if not isinstance(loss, VariationalLoss | None):
             raise UsageError(
                 f"loss: found {type(loss).__name__}; expected am.VariationalLoss(...) (Pyro's own "

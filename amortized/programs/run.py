@@ -66,7 +66,8 @@ def execute(
     except (AmortizedError, DeeperPlatesError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        hint = _axes_hint(error, context) or _parameter_hint(error, list(handler.records))
+        side = "model" if isinstance(handler, ModelHandler) else "guide"
+        hint = _axes_hint(error, context, side) or _parameter_hint(error, list(handler.records))
         if hint is None:
             raise
         raise ProgramError(hint) from error
@@ -85,7 +86,7 @@ def with_room(nesting: int, attempt: Callable[[int], T]) -> tuple[T, int]:
             nesting = deeper.nesting
 
 
-def _axes_hint(error: Exception, context: Context) -> str | None:
+def _axes_hint(error: Exception, context: Context, side: str) -> str | None:
     """A sentence about extra left dims, if the run had any."""
     layout = context.layout
     if not layout.axes and layout.num_particles == 1:
@@ -94,7 +95,7 @@ def _axes_hint(error: Exception, context: Context) -> str | None:
     if layout.num_particles > 1:
         causes.append(f"{layout.num_particles} particles (at dim {layout.particle_dim})")
     return (
-        f"the program failed while {' and '.join(causes)} gave its values extra dims on the left: "
+        f"the {side} failed while {' and '.join(causes)} gave its values extra dims on the left: "
         f"{type(error).__name__}: {error}. Programs must broadcast over left dims: wrap networks "
         "that cannot in am.Fold(network), branch on values only at single-sample sites, or "
         "evaluate copy by copy with VariationalLoss(..., vectorize=False)"

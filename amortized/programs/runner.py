@@ -31,6 +31,7 @@ class Runner:
     def __init__(self, min_nesting: int) -> None:
         self.min_nesting = min_nesting
         self.sites: set[str] = set()
+        self.observed: set[str] = set()
         self._studies: dict[Any, Study] = {}
         self._modules: dict[Any, tuple[Program, list[nn.Module]]] = {}
 
@@ -59,6 +60,7 @@ class Runner:
             study = probe(model, guide, args, kwargs, wanted, nesting=self.min_nesting, noise=noise)
             _keep(self._studies, key, study)
             self.sites |= study.sites
+            self.observed |= study.observed
         return study
 
     def look(

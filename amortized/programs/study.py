@@ -17,11 +17,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from amortized.errors import UsageError
-from amortized.estimators.base import Noise, base_of
+from amortized.estimators.base import Noise, TorchNoise, base_of
 from amortized.programs.batches import key_of
-from amortized.programs.handlers import Context
+from amortized.programs.handlers import Context, GuideHandler
 from amortized.programs.records import DataPlate, Layout, Run, SiteRecord
-from amortized.programs.run import run_pair, with_room
+from amortized.programs.run import execute, run_pair, with_room
 
 
 @dataclass
@@ -32,6 +32,9 @@ class Study:
     data: DataPlate
     """The data plate by name, or ``DataPlate(None)`` if there is none."""
     sites: set[str]
+    """Latents of the guide."""
+    observed: set[str]
+    """Sites that the model observes; another batch may leave one latent."""
     programs: tuple[Any, Any]
     """Held so that the identity in the cache's key stays theirs."""
     structures: dict[Any, int] = field(default_factory=dict)
@@ -85,7 +88,18 @@ def probe(
     run, nesting = with_room(nesting, attempt)
     found = DataPlate(data_plate_of(run.model, data.name))
     latents = {name for name, r in run.guide.items() if not r.observed}
-    return Study(max(nesting, _depth(run)), found, latents, (model, guide))
+    observed = {name for name, r in run.model.items() if r.observed}
+    return Study(max(nesting, _depth(run)), found, latents, observed, (model, guide))
+
+
+def run_alone(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Run a guide without its model, with plain draws, for what it declares."""
+
+    def attempt(room: int) -> None:
+        context = Context(Layout(room), TorchNoise())
+        execute(guide, args, kwargs, GuideHandler(context), context)
+
+    with_room(0, attempt)
 
 
 def _depth(run: Run) -> int:

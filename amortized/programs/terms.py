@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from amortized.errors import ProgramError
-from amortized.estimators.base import base_of
+from amortized.estimators.base import base_of, wrappers_of
 from amortized.programs.divergence import analytic_kl, is_masked
 from amortized.programs.records import LatentSite, Layout, Plates, SiteRecord, Term
 
@@ -78,10 +78,10 @@ def _guide_term(record: SiteRecord, order: int) -> Term:
 def _model_term(record: SiteRecord, order: int) -> Term:
     value = record.value
     if record.observed:
-        own = record.fn._mask if isinstance(record.fn, MaskedDistribution) else None
-        for mask in (record.mask, own):
+        masked = [w for w in wrappers_of(record.fn) if isinstance(w, MaskedDistribution)]
+        for law, mask in [(record.fn, record.mask), *((w, w._mask) for w in masked)]:
             if isinstance(mask, Tensor):
-                value = fill_hidden(record.fn, value, mask)
+                value = fill_hidden(law, value, mask)
     log_p = _log_prob(record, value)
     role = "likelihood" if record.observed else "prior"
     return Term(

@@ -103,7 +103,12 @@ def test_a_far_name_gets_the_list_only() -> None:
         am.VariationalLoss(estimators="qqq")
 
 
-@pytest.mark.parametrize("wrong", [3, am.Pathwise, am.MovingAverage(), None])
+def test_a_baseline_is_told_where_it_belongs() -> None:
+    with pytest.raises(am.UsageError, match=r"am\.ScoreFunction\(am\.LeaveOneOut\(\)\)"):
+        am.VariationalLoss(estimators={"z": am.LeaveOneOut()})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("wrong", [3, am.Pathwise, None])
 def test_what_is_no_estimator_is_refused(wrong: Any) -> None:
     with pytest.raises(am.UsageError, match=r"is no estimator: expected e\.g\. am\.Pathwise\(\)"):
         am.VariationalLoss(estimators={"z": wrong})

@@ -72,9 +72,12 @@ def test_it_can_be_used_again() -> None:
 
 def test_a_missing_monitor_is_explained() -> None:
     with pytest.raises(UsageError, match=r"no validation data: pass val="):
-        feed(EarlyStopping(), [1.0], "train_loss")
-    with pytest.raises(UsageError, match="'grad_norm'; recorded are train_loss"):
-        feed(EarlyStopping("grad_norm"), [1.0], "train_loss")
+        EarlyStopping().refuse_unknown_monitor(validates=False)
+    with pytest.raises(UsageError, match="'elbo'; recorded are val_loss"):
+        EarlyStopping("elbo").refuse_unknown_monitor(validates=True)
+    EarlyStopping("kl/z").refuse_unknown_monitor(validates=False)
+    with pytest.raises(UsageError, match="'kl/z'; recorded are train_loss"):
+        feed(EarlyStopping("kl/z"), [1.0], "train_loss")
 
 
 @pytest.mark.parametrize("arguments", [{"patience": 0}, {"mode": "up"}], ids=["patience", "mode"])

@@ -124,7 +124,7 @@ def test_numpy_takes_the_default_float_and_keeps_integers() -> None:
         (torch.zeros(3), 0, "batch_size=0"),
         ("abc", 2, "found str; expected a tensor"),
         ((torch.zeros(3), [1, 2, 3]), 2, r"data\[1\]\[0\]: found int"),
-        (np.array(["a"]), 2, "found ndarray"),
+        (np.array(["a"]), 2, "found an array of <U1"),
     ],
 )
 def test_mistakes_are_named(data: object, batch_size: int, message: str) -> None:

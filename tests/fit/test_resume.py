@@ -221,6 +221,17 @@ def test_a_finished_training_stays_finished(tmp_path) -> None:
     )
 
 
+def test_a_training_that_stopped_early_stays_stopped(tmp_path) -> None:
+    fit = {"max_epochs": 9, "batch_size": BATCH, "progress": False, "seed": 3}
+    stopping = am.EarlyStopping("train_loss", patience=1, min_delta=100.0)
+    whole, cut, again = noisy(), noisy(), noisy()
+    expected = whole.fit(tiny.data(SIZE), callbacks=[stopping], **fit)
+    cut.fit(tiny.data(SIZE), callbacks=[stopping, am.ModelCheckpoint(tmp_path)], **fit)
+    found = again.fit(tiny.data(SIZE), callbacks=[stopping], resume_from=tmp_path, **fit)
+    same(everything(whole, expected), everything(again, found))
+    assert found.stopped == expected.stopped == "early stopped" and len(found["train_loss"]) == 2
+
+
 def test_more_epochs_go_on_from_the_end(tmp_path) -> None:
     fit = {"batch_size": BATCH, "progress": False, "seed": 3}
     whole, first, again = noisy(), noisy(), noisy()

@@ -332,7 +332,7 @@ def series_guide(x: torch.Tensor) -> None:
 
 def test_a_data_plate_that_is_not_the_minibatch_is_refused() -> None:
     x = torch.randn(20, 5)
-    with pytest.raises(am.UsageError, match=r"plate 'time'.*5 elements.*10 rows"):
+    with pytest.raises(am.ProgramError, match=r"plate 'time'.*5 elements.*10 rows"):
         quiet(am.SVI(series, series_guide), x, max_epochs=1, batch_size=10)
     svi = am.SVI(series, series_guide, data_plate="series")
     history = quiet(svi, x, max_epochs=1, batch_size=10, seed=0)

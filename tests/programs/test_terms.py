@@ -137,7 +137,14 @@ def masked_by_law() -> None:
         pyro.sample("x", dist.Normal(loc.expand(3), 1.0).mask(SEEN), obs=DATA)
 
 
-@pytest.mark.parametrize("model", [masked_by_handler, masked_by_law])
+def masked_inside_of_an_event() -> None:
+    loc = pyro.param("loc", torch.tensor(0.5))
+    law = dist.Normal(loc.expand(1, 3), 1.0).mask(SEEN).to_event(1)
+    with pyro.plate("data", 1):
+        pyro.sample("x", law, obs=DATA.unsqueeze(0))
+
+
+@pytest.mark.parametrize("model", [masked_by_handler, masked_by_law, masked_inside_of_an_event])
 def test_missing_data_do_not_reach_the_gradient(model: Any) -> None:
     """Pyro gives log_prob 0 there and gradient NaN."""
     am.VariationalLoss().loss_and_grads(model, lambda: None)

@@ -1,0 +1,102 @@
+"""The check of a pair before training."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from amortized.checks.data import as_batch, empty_findings, leaves_of
+from amortized.checks.examination import Examination
+from amortized.checks.inventory import collision_findings, device_findings, device_of, frozen_in
+from amortized.checks.isolation import isolated
+from amortized.checks.report import Finding, Report
+from amortized.errors import UsageError
+from amortized.loss import VariationalLoss
+from amortized.programs.records import DataPlate
+from amortized.programs.run import Program
+
+
+def check(
+    model: Program,
+    guide: Program,
+    batch: Any,
+    *,
+    loss: VariationalLoss | None = None,
+    data_plate: str | DataPlate | None = None,
+) -> Report:
+    """Look for mistakes in a model, its guide, a batch of data and a loss, before training.
+
+    Runs the pair a few times (about five; more with copies or particles) and leaves no trace:
+    generators, buffers, parameters, Pyro's store and the state of estimators stay as they are.
+
+    Args:
+        model: the generative program.
+        guide: the program of the approximate posterior, with the same arguments.
+        batch: a tensor is passed as ``(x,)``, a tuple as ``*batch``, a dict as ``**batch``.
+        loss: the objective and its estimators; by default ``VariationalLoss()``.
+        data_plate: the plate whose elements are data points, as for `amortized.SVI`.
+
+    Raises:
+        UsageError: model or guide cannot be called.
+
+    >>> import pyro, torch, pyro.distributions as dist
+    >>> def model(x):
+    ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     pyro.sample("zz", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+    >>> [finding.code for finding in check(model, guide, torch.tensor(1.0)).errors]
+    ['missing-in-guide', 'missing-in-model']
+    """
+    for name, program in (("model", model), ("guide", guide)):
+        _refuse_no_program(name, program)
+    if not isinstance(loss, VariationalLoss | None):
+        return Report([_no_loss(loss)])
+    own = VariationalLoss() if loss is None else copy.deepcopy(loss)
+    data = data_plate if isinstance(data_plate, DataPlate) else DataPlate(data_plate)
+    return inspect_pair(model, guide, batch, own, data)
+
+
+def inspect_pair(
+    model: Program,
+    guide: Program,
+    batch: Any,
+    loss: VariationalLoss,
+    data: DataPlate = DataPlate(),
+) -> Report:
+    """As `check`, with this very loss: it makes its copies of estimators, and their state stays.
+
+    What the loss learns of the structure of the pair serves the first step of training.
+    """
+    devices = [*device_findings(model, guide)]
+    if devices:
+        return Report.of(devices, 0, 0)
+    placed = as_batch(batch, device_of(model, guide))
+    empty = [*empty_findings(leaves_of(placed))]
+    if empty:
+        return Report.of(empty, 0, 0)
+    frozen, known = frozen_in(model, guide), [*collision_findings(model, guide)]
+    with isolated(model, guide):
+        return Examination(model, guide, placed, loss, data, frozen=frozen, known=known).report()
+
+
+def _refuse_no_program(name: str, program: object) -> None:
+    if isinstance(program, type):
+        raise UsageError(
+            f"{name}: found the class {program.__name__}; expected an instance, such as "
+            f"{program.__name__}({'model' if name == 'guide' else ''})"
+        )
+    if not callable(program) or isinstance(program, VariationalLoss):
+        raise UsageError(f"{name}: found {type(program).__name__}; expected a Pyro program")
+
+
+def _no_loss(loss: object) -> Finding:
+    return Finding(
+        "error",
+        "objective",
+        None,
+        "loss",
+        f"it is a {type(loss).__name__}",
+        "am.VariationalLoss(objective, estimators)",
+        "pass am.VariationalLoss(am.ELBO(), {...}); Pyro's own losses go with pyro.infer.SVI",
+    )

@@ -1,0 +1,156 @@
+"""Gradients: which parameters get one, which get none, and which nobody would train."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amortized.checks.inventory import Inventory
+from amortized.checks.places import names_words
+from amortized.checks.report import Finding
+
+_NAMED = 4
+
+Gradients = dict[str, Tensor]
+
+
+def leaves_under(tensor: Tensor | None) -> dict[int, Tensor]:
+    """Every leaf that a gradient of the tensor would reach, registered anywhere or not."""
+    found: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    waiting: list[Any] = [] if tensor is None else [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found[id(leaf)] = leaf
+        waiting += [previous for previous, _ in node.next_functions]
+    return found
+
+
+def no_gradient_findings(
+    reached: Collection[int], known: Inventory, called: Collection[int], optional: bool
+) -> Iterator[Finding]:
+    """Parameters that the loss does not depend on in this run, together by network.
+
+    ``called`` are the modules that ran; ``optional`` says that other batches may take other paths.
+    """
+    idle = known.idle(called)
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for name, tensor in known.fitted.items():
+        if id(tensor) not in reached:
+            groups.setdefault((known.network[name], id(tensor) in idle), []).append(name)
+    for (_, unused), names in groups.items():
+        yield _no_gradient(names, unused, optional)
+
+
+def rare_findings(reached: Collection[int], known: Inventory) -> Iterator[Finding]:
+    """Parameters that got no gradient where others get one in some runs and not in others."""
+    names = [name for name, tensor in known.fitted.items() if id(tensor) not in reached]
+    if names:
+        yield Finding(
+            "note",
+            "no-gradient",
+            None,
+            _parameters(names),
+            "no gradient in a few runs, in which other parameters had one now and then",
+            "a gradient now and then for everything that is trained",
+            "nothing to do if a latent decides which part of the program runs",
+        )
+
+
+def _no_gradient(names: list[str], unused: bool, optional: bool) -> Finding:
+    if unused:
+        found = "no gradient: this run did not call the module that holds them"
+        advice = (
+            "use it, remove it, or freeze it with requires_grad_(False); other batches may use it"
+        )
+    else:
+        them = "it" if len(names) == 1 else "them"
+        found = f"no gradient: the loss does not depend on {them}"
+        advice = (
+            "look for .detach(), .data, .item(), torch.tensor(...) of a result, torch.no_grad(), "
+            "argmax or a comparison on the way to the loss, and for a result that is never used"
+        )
+    return Finding(
+        "note" if unused and optional else "warning",
+        "no-gradient",
+        None,
+        _parameters(names),
+        found,
+        "a gradient for everything that is trained",
+        advice,
+    )
+
+
+def _parameters(names: list[str]) -> str:
+    return f"parameter{'' if len(names) == 1 else 's'} {names_words(names, _NAMED)}"
+
+
+def gradients_of(loss: Tensor, tensors: Mapping[str, Tensor]) -> Gradients:
+    """Gradients by name; without those that the loss does not depend on."""
+    if not tensors or not loss.requires_grad:
+        return {}
+    found = torch.autograd.grad(loss, [*tensors.values()], allow_unused=True)
+    return {name: g for name, g in zip(tensors, found, strict=True) if g is not None}
+
+
+def non_finite_gradient_findings(gradients: Gradients) -> Iterator[Finding]:
+    """Gradients with NaN or infinity."""
+    names = [name for name, g in gradients.items() if not bool(g.isfinite().all())]
+    if names:
+        yield Finding(
+            "error",
+            "non-finite-gradient",
+            None,
+            _parameters(names),
+            "NaN or infinity in the gradient of a finite loss",
+            "finite gradients",
+            "look for sqrt, log or a norm at 0, 0 * inf, and NaN hidden by torch.where: replace "
+            "the bad argument before the function, not its result",
+        )
+
+
+def zero_names(gradients: Gradients) -> list[str]:
+    """Parameters whose gradient is 0 everywhere."""
+    return [name for name, g in gradients.items() if not bool((g != 0).any())]
+
+
+def zero_findings(names: list[str], known: Inventory) -> Iterator[Finding]:
+    """Parameters whose gradient stayed 0 for other noise and other values."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(known.network[name], []).append(name)
+    for group in groups.values():
+        yield Finding(
+            "warning",
+            "no-gradient",
+            None,
+            _parameters(group),
+            "the gradient is exactly 0, also for other noise and for other parameter values",
+            "a gradient for everything that is trained",
+            "look for round, sign, floor, a comparison, or a factor that is 0 on the way to the "
+            "loss",
+        )
+
+
+@contextmanager
+def moved(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Other values for parameters, with either sign, then the old ones again."""
+    kept = [(t, t.detach().clone()) for t in tensors if t.is_floating_point()]
+    try:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value * torch.randn_like(value) + 0.1 * torch.randn_like(value))
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)

@@ -1,0 +1,81 @@
+"""Running the user's programs without leaving a trace."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from inspect import ismethod
+from typing import Any
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import nn
+
+from amortized.programs.study import modules_of, undisturbed
+
+
+@contextmanager
+def isolated(*programs: Any) -> Iterator[None]:
+    """Run programs, and put everything back that a run can move.
+
+    Generators, buffers, attributes of modules and of callable objects (also what an autoguide
+    makes at its first call), ``requires_grad``, and Pyro's parameter store, of which a copy is
+    current meanwhile. Warnings of the programs are not shown: a run in training shows them.
+    """
+    store = pyro.get_param_store()
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(*programs))
+        stack.enter_context(_remembered(*programs))
+        stack.enter_context(store.scope(store.get_state()))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(pyro.validation_enabled(True))
+        yield
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch; `torch.manual_seed` would leave a seed for a CUDA that is started later."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def _remembered(*programs: Any) -> Iterator[None]:
+    owners = [*_owners(*programs)]
+    attributes = [(vars(owner), dict(vars(owner))) for owner in owners]
+    containers = [
+        (value, value.copy())
+        for _, saved in attributes
+        for value in saved.values()
+        if type(value) in (dict, OrderedDict, list, set)
+    ]
+    parameters = [p for module in modules_of(*programs) for p in module.parameters(recurse=False)]
+    flags = [(p, p.requires_grad) for p in parameters]
+    try:
+        yield
+    finally:
+        for living, saved in attributes:
+            living.clear()
+            living.update(saved)
+        for living, saved in containers:
+            living.clear()
+            living.extend(saved) if isinstance(living, list) else living.update(saved)
+        for parameter, flag in flags:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
+
+
+def _owners(*programs: Any) -> Iterator[Any]:
+    """The objects with attributes: modules, their Pyro contexts, and callable objects."""
+    modules = modules_of(*programs)
+    yield from modules
+    contexts = {id(m._pyro_context): m._pyro_context for m in modules if isinstance(m, PyroModule)}
+    yield from contexts.values()
+    for program in programs:
+        owner = program.__self__ if ismethod(program) else program
+        if not isinstance(owner, nn.Module) and getattr(owner, "__dict__", None) is not None:
+            yield owner

@@ -1,0 +1,56 @@
+"""What a run leaves behind besides gradients: running means, and what estimators remember."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+Copy = tuple[nn.Module, str, Tensor, int, Tensor | None]
+"""Module, name, the buffer, its version, and its value if the buffer is known to move."""
+
+
+@final
+class MovingBuffers:
+    """The buffers of modules; those that runs were seen to move can be put back.
+
+    They are known by module and name: a program may put a new tensor in the place of an old one.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        every = {id(part): part for module in modules for part in module.modules()}
+        self._places = [(module, name) for module in every.values() for name in module._buffers]
+        # until one run was seen, any of them may move
+        self._moving = {(id(module), name) for module, name in self._places}
+        self._looked = False
+
+    def copies(self) -> list[Copy]:
+        """What they hold now; a value only of those that move, as others may be large."""
+        found: list[Copy] = []
+        for module, name in self._places:
+            buffer = module._buffers.get(name)
+            if buffer is not None:
+                moves = (id(module), name) in self._moving
+                value = buffer.clone() if moves else None
+                found.append((module, name, buffer, buffer._version, value))
+        return found
+
+    def look(self, before: Iterable[Copy]) -> None:
+        """Learns from a run which of them it moved."""
+        moved = {
+            (id(module), name)
+            for module, name, buffer, version, _ in before
+            if module._buffers.get(name) is not buffer or buffer._version != version
+        }
+        self._moving = self._moving | moved if self._looked else moved
+        self._looked = True
+
+
+def put_back(copies: Iterable[Copy]) -> None:
+    """Gives buffers the values that were copied."""
+    with torch.no_grad():
+        for module, name, buffer, _, value in copies:
+            if value is not None:
+                module._buffers[name] = buffer.copy_(value)

@@ -1,0 +1,59 @@
+"""What is looked at before the first step: the programs on some data, and the data themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from amortized.errors import DataError
+from amortized.fit.data import structure_of
+from amortized.fit.plan import Plan
+from amortized.fit.rng import preserved_rng
+from amortized.fit.step import Stepper
+
+_SHOWN = 3
+_AT_ONCE = 64
+
+
+def preflight(stepper: Stepper, plan: Plan) -> bool:
+    """Checks pair and data, as far as data can be looked at without using them up.
+
+    Returns whether the pair was checked; if not, it should be on the first batch of training.
+
+    Raises:
+        DataError: validation data of another structure, or data that are not finite, by row.
+        AmortizedError: what else the check found.
+    """
+    with preserved_rng():
+        first, val = plan.train.peek(), None if plan.val is None else plan.val.peek()
+    if first is None:
+        return False
+    if val is not None and structure_of(val) != structure_of(first):
+        raise DataError(
+            f"val: found {structure_of(val)} where train is {structure_of(first)}; the programs "
+            "take the same arguments from both: pass validation data of the same structure"
+        )
+    stepper.check(first, plan.data)
+    _check_rows(stepper, plan)
+    return True
+
+
+def _check_rows(stepper: Stepper, plan: Plan) -> None:
+    """NaN and infinity far from the first batch: only the programs know whether they are masked."""
+    rows = plan.train.non_finite_rows()
+    if not rows:
+        return
+    report = stepper.report(plan.train.rows(rows[:_AT_ONCE]), plan.data)
+    bad = [finding for finding in report.errors if finding.code in ("data-nan", "data-inf")]
+    if bad:
+        worst = next((finding for finding in bad if finding.site is not None), bad[0])
+        raise DataError(
+            f"{worst.where}: NaN or infinity in {_named(rows)} of the data set; expected finite "
+            f"numbers; {worst.advice}"
+        )
+    report.raise_errors()
+
+
+def _named(rows: Sequence[int]) -> str:
+    shown = ", ".join(map(str, rows[:_SHOWN]))
+    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    return f"row{'' if len(rows) == 1 else 's'} {shown}{more}"

@@ -1,0 +1,28 @@
+"""The encoder's output goes through Python numbers, ``torch.tensor(out.tolist())``."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from tests.catalogue import Expected, Pair
+
+EXPECTED = Expected("no-gradient", names="encoder", remedy="torch.tensor(", severity="warning")
+
+
+def program() -> Pair:
+    encoder, decoder = nn.Linear(5, 2), nn.Linear(2, 5)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        loc = torch.tensor([encoder(row).tolist() for row in x])
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    return Pair(model, guide, torch.randn(20, 5))

@@ -1,0 +1,32 @@
+"""The latent vector is declared in the model with ``.to_event(1)``, and without it in the guide."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from tests.catalogue import Expected, Pair
+
+EXPECTED = Expected(
+    "undeclared-batch-dim",
+    site="z",
+    remedy=".to_event(1)",
+    also=("event-shape-mismatch", "plate-mismatch"),
+)
+
+
+def program() -> Pair:
+    encoder, decoder = nn.Linear(5, 2), nn.Linear(2, 5)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 1.0))
+
+    return Pair(model, guide, torch.randn(20, 5))

@@ -1,0 +1,29 @@
+"""A scale ``[20]`` beside a location ``[20, 5]``: one of the two lacks a dim."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from tests.catalogue import Expected, Pair
+
+EXPECTED = Expected("program-raises", names="guide", remedy="shape")
+
+
+def program() -> Pair:
+    encoder, head, decoder = nn.Linear(5, 2), nn.Linear(5, 1), nn.Linear(2, 5)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        pyro.module("head", head)
+        scale = head(x).exp().squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), scale).to_event(1))
+
+    return Pair(model, guide, torch.randn(20, 5))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+from amortized.checks.names import name_findings, nothing_observed_findings
+from amortized.programs.survey import Survey, survey_guide, survey_model
+
+LAW = dist.Normal(0.0, 1.0)
+
+
+def surveyed(guide: list[str], model: list[str]) -> tuple[Survey, Survey]:
+    theirs = survey_guide(lambda: [pyro.sample(name, LAW) for name in guide], (), {})
+    return theirs, survey_model(lambda: [pyro.sample(name, LAW) for name in model], (), {}, theirs)
+
+
+def test_the_closest_name_is_suggested_both_ways() -> None:
+    found = list(name_findings(*surveyed(["theta"], ["thetta"])))
+    assert [f.code for f in found] == ["missing-in-guide", "missing-in-model"]
+    assert "did you mean 'theta' in the guide?" in found[0].advice
+    assert "did you mean 'thetta'?" in found[1].advice
+
+
+def test_auxiliary_sites_and_factors_are_fine() -> None:
+    def guide() -> None:
+        pyro.sample("a", LAW, infer={"is_auxiliary": True})
+        pyro.factor("f", torch.tensor(0.0), has_rsample=True)
+
+    theirs = survey_guide(guide, (), {})
+    assert list(name_findings(theirs, survey_model(lambda: None, (), {}, theirs))) == []
+
+
+def test_a_deterministic_of_the_model_is_named() -> None:
+    theirs = survey_guide(lambda: pyro.sample("z", LAW), (), {})
+    model = survey_model(lambda: pyro.deterministic("z", torch.tensor(1.0)), (), {}, theirs)
+    (finding,) = name_findings(theirs, model)
+    assert "pyro.deterministic" in finding.found
+
+
+def test_a_program_that_raised_accuses_nobody_of_missing_sites() -> None:
+    def broken() -> None:
+        raise RuntimeError
+
+    theirs, ours = surveyed(["z"], ["z", "y"])
+    assert list(name_findings(survey_guide(broken, (), {}), ours)) == []
+    assert list(name_findings(theirs, survey_model(broken, (), {}, theirs))) == []
+
+
+def test_a_name_used_three_times_is_said_once() -> None:
+    (finding,) = name_findings(*surveyed(["z", "z", "z"], ["z"]))
+    assert "samples it 3 times" in finding.found
+
+
+def test_a_factor_is_an_observation() -> None:
+    theirs = survey_guide(lambda: None, (), {})
+    model = survey_model(lambda: pyro.factor("f", torch.tensor(0.0)), (), {}, theirs)
+    assert list(nothing_observed_findings(model, has_data=True)) == []
+    empty = survey_model(lambda: pyro.sample("z", LAW), (), {}, theirs)
+    assert list(nothing_observed_findings(empty, has_data=False)) == []
+    assert len(list(nothing_observed_findings(empty, has_data=True))) == 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any, final
 
 import pyro
@@ -56,7 +56,7 @@ from amortized.estimate import Estimate
 from amortized.loss import VariationalLoss
 from amortized.programs.batches import as_arguments
 from amortized.programs.records import DataPlate
-from amortized.programs.run import Program
+from amortized.programs.run import Program, values_of
 from amortized.programs.study import modules_of
 from amortized.programs.survey import Survey, survey_guide, survey_model
 
@@ -109,15 +109,15 @@ class Examination:
         with self.calls.recorded("guide"):
             guide = survey_guide(self.guide, self.args, self.kwargs, values)
         with self.calls.recorded("model"):
-            return guide, survey_model(self.model, self.args, self.kwargs, guide)
+            return guide, survey_model(self.model, self.args, self.kwargs, guide, values)
 
     def _lenient(self, in_model: bool) -> Survey:
         seed_torch(self.seed)
         with pyro.validation_enabled(False):
             return self._survey()[in_model]
 
-    def _inventory(self, pair: Sequence[Survey]) -> Inventory:
-        return inventory(self.model, self.guide, self.loss, pair, self.frozen)
+    def _inventory(self, pair: Sequence[Survey], reached: Collection[int] = ()) -> Inventory:
+        return inventory(self.model, self.guide, self.loss, pair, self.frozen, reached)
 
     def _ask(self, answers: Iterable[Finding]) -> None:
         """Take findings in; a question that fails on an unusual program stops nobody."""
@@ -153,11 +153,11 @@ class Examination:
         except Exception as error:
             self._refused(error, pair, before)
             return
-        known = self._inventory(pair)
+        reached = grads.leaves_under(estimate.loss)
+        known = self._inventory(pair, reached)
         self._ask(asked_findings(self.loss, pair))
         self._ask(idle_findings(self.loss, pair[1], self._optional()))
         self._ask(left_dim_findings(self.calls.suspects(before)))
-        reached = grads.leaves_under(estimate.loss)
         self._untrained(reached, known)
         self._ask(self._unreached(reached, known, estimate))
         if validate:
@@ -175,8 +175,7 @@ class Examination:
         run = estimate.run
         if not run.layout.axes and run.layout.num_particles == 1:
             yield from noise_findings(run, pair[0])
-            values = {name: r.value for name, r in run.guide.items() if not r.observed}
-            ran = [*run.guide, *run.model]
+            values, ran = values_of(run), [*run.guide, *run.model]
             yield from branch_findings(ran, pair, lambda: self._survey(values))
 
     def _values(self, estimate: Estimate, known: Inventory) -> Iterator[Finding]:
@@ -205,17 +204,22 @@ class Examination:
         self, error: Exception, pair: Pair, known: Inventory, before: Mapping[int, int]
     ) -> list[Finding]:
         suspects = self.calls.suspects(before)
+        if any(f.code == "structure-varies" for f in self.findings):
+            return []  # model and guide chose differently this time
         if isinstance(error, AmortizedError):
             finding = refusal(error)
             extra = "extra dims on the left" in str(error)
             if extra or (finding.code == "erased-axes" and suspects):
                 return [left_dim_failure(error, suspects, self.calls)]
             return [finding]
-        if any(f.severity == "error" for f in self.findings):
+        if self._has_error():
             return []  # most likely a consequence of what is known already
         found = [*density_findings(pair, known.dtype)]
         found = found or [*data_causes(error, self.leaves, known.dtype)]
         return found or [left_dim_failure(error, suspects, self.calls)]
+
+    def _has_error(self) -> bool:
+        return any(f.severity == "error" for f in self.findings)
 
     def _without_loss(self, pair: Pair, known: Inventory, raised: bool) -> None:
         """What can be said of estimators and networks where the loss cannot be computed."""
@@ -286,20 +290,19 @@ class Examination:
         return names
 
     def _optional(self) -> bool:
-        """Whether other batches may come with arguments that this one lacks."""
+        """Whether other batches may come with other arguments, such as labels or none."""
         if any(value is None for value in (*self.args, *self.kwargs.values())):
             return True
-        return any(map(self._open, (self.model, self.guide)))
+        return any(map(_takes_none, (self.model, self.guide)))
 
-    def _open(self, program: Program) -> bool:
-        takes = program.forward if isinstance(program, nn.Module) else program
-        try:
-            parameters = [*signature(takes).parameters.values()]
-        except (TypeError, ValueError):
-            return False
-        starred = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
-        rest = [p for p in parameters[len(self.args) :] if p.kind not in starred]
-        return any(p.name not in self.kwargs and p.default is None for p in rest)
+
+def _takes_none(program: Program) -> bool:
+    """Whether a program has an argument whose default is None."""
+    takes = program.forward if isinstance(program, nn.Module) else program
+    try:
+        return any(p.default is None for p in signature(takes).parameters.values())
+    except (TypeError, ValueError):
+        return False
 
 
 def _unanswered(error: Exception) -> Finding:

@@ -156,7 +156,8 @@ def _invalid(error: Exception, text: str, survey: Survey, facts: Facts) -> Findi
     """A distribution that refuses its parameters: which statement, and what to do about it."""
     line = line_of(error)
     again = facts.lenient(survey.in_model)
-    statement = next((s for s in again.statements.values() if _broken(s)), None)
+    met = [*again.statements.values(), *([again.begun] if again.begun else [])]
+    statement = next((s for s in met if _broken(s)), None)
     if statement is None:
         site, where = _where(error, survey)
     else:
@@ -266,6 +267,9 @@ def _where(error: Exception, survey: Survey) -> tuple[str | None, str]:
     last = next(reversed(survey.statements), None)
     after = f"after site {last!r}" if last else "before its first site"
     line = line_of(error)
+    if survey.begun is not None:
+        at = "" if line is None else f", {line.file} line {line.number}"
+        return survey.begun.name, place(survey.begun) + at
     if line is None:
         return None, f"the {survey.side}, {after}"
     known = line.site if line.site not in survey.statements else None

@@ -58,9 +58,17 @@ def frozen_in(*programs: Any) -> set[int]:
 
 
 def inventory(
-    model: Program, guide: Program, loss: nn.Module, surveys: Sequence[Survey], frozen: set[int]
+    model: Program,
+    guide: Program,
+    loss: nn.Module,
+    surveys: Sequence[Survey],
+    frozen: set[int],
+    reached: Collection[int] = (),
 ) -> Inventory:
-    """Parameters of modules that are programs, then what the programs announced, each once."""
+    """Parameters of modules that are programs, then what the programs announced, each once.
+
+    ``reached`` are leaves under the loss: a branch may announce what no survey met.
+    """
     found = Inventory(frozen=frozen, networks=modules_of(model, guide))
     taken = set(frozen)
 
@@ -80,6 +88,9 @@ def inventory(
             name = announced.name
             network, _, _ = name.partition("$$$")
             add(name.replace("$$$", "."), network, stored.get(name, announced.leaf))
+    for name, leaf in stored.items():
+        if id(leaf) in reached:
+            add(name.replace("$$$", "."), name.partition("$$$")[0], leaf)
     found.estimators = [p for p in loss.parameters() if p.requires_grad]
     return found
 

@@ -39,6 +39,7 @@ _KINDS = (
     ),
     _Kind(r"was taken for the data plate", "plate-size", "a plate of the size of the minibatch"),
     _Kind(r"in only one of model and guide", "plate-mismatch", "one data plate in both programs"),
+    _Kind(r"elements, the model \d+ of", "plate-mismatch", "one size in both programs"),
     _Kind(r"data_plate=", "data-plate", "a plate that holds sites of the model"),
     _Kind(
         r"parameters that it refuses|refuses a value",

@@ -69,7 +69,9 @@ def _plates(guide: Survey, model: Survey, data: DataPlate) -> Iterator[Finding]:
             if frame.name in seen:
                 continue
             seen.add(frame.name)
-            if theirs is not None and (theirs.size, theirs.full) != (frame.size, frame.full):
+            # a plate without a size has -1
+            sized = theirs is not None and -1 not in (theirs.size, frame.size)
+            if theirs and sized and (theirs.size, theirs.full) != (frame.size, frame.full):
                 shared = (x.name for x in _inside(model, frame.name) if x.name in guide.latents)
                 site = next(shared, statement.name)
                 yield Finding(
@@ -110,7 +112,7 @@ def _minibatches(guide: Survey, model: Survey) -> Iterator[Finding]:
                 "error",
                 "subsample-mismatch",
                 site,
-                f"plate {name!r}",
+                f"plate {name!r} around site {site!r}",
                 "the model asks for other rows (subsample=...) than the guide drew its latents for",
                 "the same rows in both programs",
                 "give the guide the same subsample= (autoguides: create_plates=, a function that "

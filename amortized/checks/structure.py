@@ -46,7 +46,7 @@ def structure_findings(first: Pair, survey: Callable[..., Pair], seed: int) -> I
 
     If numbers were drawn outside of sample statements, a few more runs show what they decide.
     """
-    values = {name: s.value for name, s in first[0].latents.items()}
+    values = {**first[1].values, **first[0].values}
     outer = _outer_state()
     seed_torch(seed)
     inner = torch.get_rng_state()

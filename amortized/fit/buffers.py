@@ -7,6 +7,7 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 Copy = tuple[nn.Module, str, Tensor, int, Tensor | None]
 """Module, name, the buffer, its version, and its value if the buffer is known to move."""
@@ -24,6 +25,10 @@ class MovingBuffers:
         self._places = [(module, name) for module in every.values() for name in module._buffers]
         # until one run was seen, any of them may move
         self._moving = {(id(module), name) for module, name in self._places}
+        # torch moves these without a trace, and they may be in eval mode at first
+        self._always = {
+            (id(module), name) for module, name in self._places if isinstance(module, _NormBase)
+        }
         self._looked = False
 
     def copies(self) -> list[Copy]:
@@ -39,13 +44,17 @@ class MovingBuffers:
 
     def look(self, before: Iterable[Copy]) -> None:
         """Learns from a run which of them it moved."""
-        moved = {
-            (id(module), name)
-            for module, name, buffer, version, _ in before
-            if module._buffers.get(name) is not buffer or buffer._version != version
-        }
-        self._moving = self._moving | moved if self._looked else moved
+        moved = {(id(module), name) for module, name, *of in before if _moved(module, name, *of)}
+        self._moving = self._always | moved | (self._moving if self._looked else set())
         self._looked = True
+
+
+def _moved(
+    module: nn.Module, name: str, buffer: Tensor, version: int, value: Tensor | None
+) -> bool:
+    if module._buffers.get(name) is not buffer or buffer._version != version:
+        return True
+    return value is not None and not torch.equal(buffer, value)
 
 
 def put_back(copies: Iterable[Copy]) -> None:

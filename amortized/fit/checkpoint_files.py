@@ -210,13 +210,12 @@ def publish(temporary: Path, root: Path, step: int) -> Path:
     version = 1 + max((v for s, v in _places(root) if s == step), default=0)
     while True:
         path = root / folder_name(step, version)
-        if not os.path.lexists(path):
-            try:
-                os.replace(temporary, path)
-                break
-            except OSError:
-                if not os.path.lexists(path):  # else another process has just taken the name
-                    raise
+        try:
+            os.replace(temporary, path)
+            break
+        except OSError:
+            if not os.path.lexists(path):  # else something else has the name
+                raise
         version += 1
     sync_folder(root)
     return path

@@ -21,8 +21,6 @@ from amortized.fit.checkpoint_values import brief, checksum, fingerprint, json_v
 
 Metadata = dict[str, Any]
 
-_PACKAGES: Final = (("amortized", "amortized"), ("torch", "torch"), ("pyro", "pyro-ppl"))
-
 # Far more than names and options need: what is larger is not read into memory.
 _MAX_BYTES: Final = 1 << 26
 
@@ -43,9 +41,13 @@ def describe(
     for name, count in (("step", step), ("epoch", epoch)):
         if not _is_count(count):
             raise CheckpointError(f"{name} is {count!r}; expected a whole number from 0")
-    versions = {name: _installed(package) for name, package in _PACKAGES}
     return {
-        "versions": versions | {"python": platform.python_version()},
+        "versions": {
+            "amortized": _installed("amortized"),
+            "torch": str(torch.__version__),
+            "pyro": _installed("pyro-ppl"),
+            "python": platform.python_version(),
+        },
         "threads": torch.get_num_threads(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "step": step,

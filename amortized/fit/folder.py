@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +12,6 @@ from typing import Any, Final, final
 from amortized.errors import CheckpointError, UsageError
 from amortized.fit.callbacks import Callback, FitState
 from amortized.fit.checkpoint import listed, prune
-from amortized.fit.history import History
 
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.json"
@@ -80,11 +77,11 @@ class RunFolder(Callback):
 
     def on_train_epoch_end(self, state: FitState) -> None:
         """Writes the history so far."""
-        write_history(self.path / HISTORY, state.history)
+        write_text(self.path / HISTORY, state.history.csv())
 
     def on_fit_end(self, state: FitState) -> None:
         """Writes the history, an epoch that was cut short included."""
-        write_history(self.path / HISTORY, state.history)
+        write_text(self.path / HISTORY, state.history.csv())
 
     def _refuse_other_config(self, free: tuple[str, ...]) -> None:
         before = _read_json(self.path / CONFIG)
@@ -95,16 +92,6 @@ class RunFolder(Callback):
                     f"--resume: the run in {self.path} had {name} = {json.dumps(then)}, and now it "
                     f"is {json.dumps(now)}; give the same options, or name another folder"
                 )
-
-
-def write_history(path: Path, history: History) -> None:
-    """Writes a history as CSV, in one piece."""
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(["epoch", *history])
-    for row in history.rows():
-        rows.writerow(["" if value != value else value for value in row.values()])
-    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -80,13 +81,18 @@ class History(dict[str, list[float]]):
         self._epochs, self.per_datum = state["epochs"], state["per_datum"]
         self.notices = list(state["notices"])
 
+    def csv(self) -> str:
+        """`rows` as CSV; an epoch without an entry leaves its cell empty."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, ["epoch", *self], lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows():
+            writer.writerow({k: "" if math.isnan(v) else v for k, v in row.items()})
+        return text.getvalue()
+
     def write_csv(self, path: str | Path) -> None:
-        """Writes `rows` to a file; an epoch without an entry leaves its cell empty."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["epoch", *self])
-            writer.writeheader()
-            for row in self.rows():
-                writer.writerow({k: "" if math.isnan(v) else v for k, v in row.items()})
+        """Writes `csv` to a file."""
+        Path(path).write_text(self.csv(), encoding="utf-8")
 
     def to_frame(self) -> Any:
         """A pandas DataFrame, one row an epoch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -38,6 +39,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -70,7 +72,8 @@ class Interrupts:
         self.received = first if first == signal.SIGTERM else number
         if number == signal.SIGINT and first is not None:
             raise KeyboardInterrupt if first == signal.SIGINT else Interrupted(first)
-        if first is None:
+        # the workers of a loader may have the handler too: they live on until the step is done
+        if first is None and os.getpid() == self._process:
             again = " (again: at once)" if number == signal.SIGINT else ""
             # the reader of a pipe may be gone, or the write that was interrupted be one of ours
             with suppress(OSError, RuntimeError, ValueError):

@@ -178,7 +178,7 @@ class Loop:
             self._recover(error)
             self.state.whole = True
             return
-        self._moment.norms.append(norm)
+        self._moment.add_norm(norm)
         self.state.step += 1
         if self.plan.schedule is not None:
             self.plan.schedule.after_step()
@@ -244,7 +244,7 @@ class Loop:
         metrics = {
             **means,
             **validation,
-            **({"grad_norm": sum(moment.norms) / len(moment.norms)} if moment.norms else {}),
+            **moment.grad_norm(),
             **({"lr": next(iter(rates.values()))} if same else _prefixed("lr/", rates)),
             **({} if moment.always_one() else {"kl_weight": moment.kl_weight}),
             **self._recovery.counts,

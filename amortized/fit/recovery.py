@@ -159,6 +159,8 @@ class Rollback(Recovery):
         self._used = state.get("used", 0)
 
     def _keep(self) -> None:
+        if not all(bool(leaf.isfinite().all()) for leaf in self.stepper.optimizer.leaves()):
+            return  # the next batch will tell
         self._kept = [*self._kept[-1:], copy.deepcopy(self.stepper.state_dict())]
 
 

@@ -37,7 +37,8 @@ class Moment:
         self.val_seed = 0
         self.mid_epoch = False
         self.averager = Averager()
-        self.norms: list[float] = []
+        self._norms = (0.0, 0)
+        """The sum and number of the epoch's gradient norms: a list would grow with its length."""
         self.elapsed = 0.0
         self.kl_weight = 1.0
         self.last_saved: Path | None = None
@@ -50,7 +51,7 @@ class Moment:
     def start_epoch(self, train: Batches) -> None:
         """Remembers the generators that decide the order of this epoch."""
         self.mid_epoch = True
-        self.averager, self.norms, self.elapsed = Averager(), [], 0.0
+        self.averager, self._norms, self.elapsed = Averager(), (0.0, 0), 0.0
         self._start = {
             "shuffle": self.shuffle.get_state(),
             "loaders": _states(train),
@@ -67,6 +68,16 @@ class Moment:
         """Takes note of the weight of a batch."""
         self.kl_weight = kl_weight
         self._weighted = self._weighted or kl_weight != 1.0
+
+    def add_norm(self, norm: float) -> None:
+        """Takes in the norm of a step's gradient."""
+        total, count = self._norms
+        self._norms = total + norm, count + 1
+
+    def grad_norm(self) -> dict[str, float]:
+        """The mean norm in this epoch, as an entry of the history; none before the first step."""
+        total, count = self._norms
+        return {"grad_norm": total / count} if count else {}
 
     def always_one(self) -> bool:
         """Whether the KL has always had weight one."""
@@ -87,7 +98,7 @@ class Moment:
                 "training": state.training,
                 "mid_epoch": self.mid_epoch,
                 "averager": self.averager.state_dict(),
-                "norms": list(self.norms),
+                "norms": self._norms,
                 "elapsed": self.elapsed,
                 "kl_weight": self.kl_weight,
                 "weighted": self._weighted,
@@ -107,7 +118,8 @@ class Moment:
         state.epoch, state.step, state.batch = saved["epoch"], saved["step"], saved["batch"]
         state.stop, state.training = saved["stop"], saved["training"]
         self.mid_epoch = self.resumed = saved["mid_epoch"]
-        self.norms = list(saved["norms"])
+        total, count = saved["norms"]
+        self._norms = total, count
         self.averager.load_state_dict(saved["averager"])
         self.elapsed, self.kl_weight = saved["elapsed"], saved["kl_weight"]
         self._weighted, self.val_seed = saved["weighted"], saved["val_seed"]

@@ -81,6 +81,7 @@ class Stepper:
         self.detect_anomaly = False
         self.steps = 0
         self._count = -1
+        self._validated = False
         self._device: torch.device | None = None
         self._added = 0
         self._buffers = MovingBuffers([])
@@ -143,6 +144,7 @@ class Stepper:
         self._buffers.look(before)
         self._before_group = before if self._added == 0 else self._before_group
         self._added += 1
+        self._validated = True
         return estimate
 
     def apply(self, clip: float | None = None) -> float:
@@ -259,7 +261,7 @@ class Stepper:
     @contextmanager
     def _validation(self) -> Iterator[None]:
         # A distribution checks its arguments when they are used, so the whole step is inside.
-        if self.validate or self.steps == 0:
+        if self.validate or not (self.steps or self._validated):
             yield
         else:
             with pyro.validation_enabled(False):

@@ -14,8 +14,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from amortized.errors import EstimatorError, ProgramError, UsageError
-from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of
+from amortized.errors import EstimatorError, NonFiniteError, ProgramError, UsageError
+from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of, parameters_of
 from amortized.estimators.pathwise import Pathwise
 from amortized.estimators.score_function import ScoreFunction
 from amortized.programs.records import DataPlate, Layout, SiteRecord
@@ -90,7 +90,11 @@ class GuideHandler(Messenger):
         elif msg["done"]:
             draw, estimator = Draw(Site(name, law), msg["value"]), _PLAIN
         else:
-            draw, estimator = self._draw(name, law, msg["infer"] or {})
+            try:
+                draw, estimator = self._draw(name, law, msg["infer"] or {})
+            except (RuntimeError, ValueError) as error:
+                _refuse_nan(name, law, error)
+                raise
         self._drawn[name] = draw, estimator
         msg["value"], msg["done"] = draw.value, True
 
@@ -129,6 +133,18 @@ class GuideHandler(Messenger):
             )
         draw, estimator = factor_of(msg)
         self.records[msg["name"]] = record_of(msg, self.context.data, draw, estimator)
+
+
+def _refuse_nan(name: str, law: Any, error: Exception) -> None:
+    """Some distributions fail at a draw when their parameters are NaN: say so."""
+    bad = [parameter for parameter in parameters_of(law) if bool(parameter.isnan().any())]
+    if bad:
+        family, count = type(base_of(law)).__name__, int(bad[0].isnan().sum())
+        raise NonFiniteError(
+            f"site {name!r} of the guide: a parameter of its {family} is nan in {count} of "
+            f"{bad[0].numel()} places, so no value can be drawn; lower the learning rate, clip "
+            "gradients (gradient_clip_val), or check the data"
+        ) from error
 
 
 class ModelHandler(Messenger):
@@ -281,25 +297,35 @@ def unmasked(fn: Any) -> Any:
     return fn
 
 
+def _size_at(msg: Any, dim: int | None) -> int:
+    """The size of a plate that was declared without one: what the statement has there."""
+    event = len(msg["fn"].event_shape)
+    value = msg["value"].shape[: max(0, msg["value"].dim() - event)]
+    shapes = (msg["fn"].batch_shape, value)
+    return max([1, *(shape[dim] for shape in shapes if dim is not None and len(shape) >= -dim)])
+
+
 def record_of(
     msg: Any, data: DataPlate, draw: Draw | None = None, estimator: Estimator | None = None
 ) -> SiteRecord:
     """The record of a finished sample statement."""
     scale, plate_scale = msg["scale"], 1.0
     sizes: dict[str, tuple[int, int]] = {}
+    unsized = frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.size < 0)
     for frame in msg["cond_indep_stack"]:
-        full = frame.full_size if frame.full_size is not None else frame.size
-        if data.size is not None and frame.name == data.name and full == frame.size:
-            if data.rows is not None and data.rows != frame.size:
+        size = frame.size if frame.size >= 0 else _size_at(msg, frame.dim)
+        full = frame.full_size if frame.full_size is not None and frame.size >= 0 else size
+        if data.size is not None and frame.name == data.name and full == size:
+            if data.rows is not None and data.rows != size:
                 raise UsageError(
-                    f"plate {frame.name!r} was taken for the data plate, but it has {frame.size} "
+                    f"plate {frame.name!r} was taken for the data plate, but it has {size} "
                     f"elements and the minibatch {data.rows} rows; name the plate whose elements "
                     "are data points: am.SVI(..., data_plate=...)"
                 )
             full = data.size
-            scale = scale * (full / frame.size)
-        sizes[frame.name] = (frame.size, full)
-        plate_scale = plate_scale * (full / frame.size)
+            scale = scale * (full / size)
+        sizes[frame.name] = (size, full)
+        plate_scale = plate_scale * (full / size)
     return SiteRecord(
         name=msg["name"],
         fn=msg["fn"],
@@ -308,6 +334,7 @@ def record_of(
         mask=msg["mask"],
         plates=frozenset((f.name, f.dim) for f in msg["cond_indep_stack"] if f.dim is not None),
         sizes=sizes,
+        unsized=unsized,
         observed=msg["is_observed"],
         auxiliary=bool((msg["infer"] or {}).get("is_auxiliary", False)),
         plate_scale=plate_scale,

@@ -83,6 +83,8 @@ class SiteRecord:
     plates: Plates
     sizes: dict[str, tuple[int, int]]
     """name -> (size, full size) of each plate, vectorized or not, outermost first."""
+    unsized: frozenset[str]
+    """The plates declared without a size, which have it from this statement's shape."""
     observed: bool
     auxiliary: bool
     plate_scale: float

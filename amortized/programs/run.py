@@ -127,15 +127,19 @@ def _refuse_strangers(guide: Mapping[str, SiteRecord], model: Mapping[str, SiteR
 
 def _refuse_other_sizes(guide: Mapping[str, SiteRecord], model: Mapping[str, SiteRecord]) -> None:
     """Raise for a plate that has one size in the guide and another in the model."""
-    sizes = {plate: size for record in guide.values() for plate, size in record.sizes.items()}
+    sizes = {plate: size for record in guide.values() for plate, size in _sized(record).items()}
     for record in model.values():
-        for plate, size in record.sizes.items():
+        for plate, size in _sized(record).items():
             if sizes.get(plate, size) != size:
                 raise ProgramError(
                     f"plate {plate!r}: the guide has {sizes[plate][0]} of {sizes[plate][1]} "
                     f"elements, the model {size[0]} of {size[1]}; give both the same size and "
                     "subsample_size"
                 )
+
+
+def _sized(record: SiteRecord) -> dict[str, tuple[int, int]]:
+    return {plate: size for plate, size in record.sizes.items() if plate not in record.unsized}
 
 
 def _refuse_other_data_plates(

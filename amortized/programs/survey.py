@@ -99,11 +99,20 @@ class Survey:
     announced: list[Announced] = field(default_factory=list)
     error: Exception | None = None
     """What the program raised; statements after it are not known."""
+    begun: Statement | None = None
+    """A statement that had no value yet when the program raised."""
 
     @property
     def side(self) -> str:
         """The program, in words."""
         return "model" if self.in_model else "guide"
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """What was drawn, plate indices included, by name."""
+        rows = {name: p.indices for name, p in self.plates.items() if p.drawn}
+        drawn = {name: s.value for name, s in self.latents.items()}
+        return {**{name: i for name, i in rows.items() if i is not None}, **drawn}
 
     @property
     def latents(self) -> dict[str, Statement]:
@@ -117,16 +126,20 @@ def survey_guide(
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor] | None = None,
 ) -> Survey:
-    """Run the guide, on given values where they fit, and record what it says."""
+    """Run the guide, on given values and plate indices where they fit; record what it says."""
     handler = _Surveyor(Survey(False), values or {}, {}, runs_model=is_guide_messenger(guide))
     return _run(guide, args, kwargs, handler)
 
 
 def survey_model(
-    model: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], guide: Survey
+    model: Program,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    guide: Survey,
+    values: Mapping[str, Tensor] | None = None,
 ) -> Survey:
-    """Run the model on the guide's values where they fit, and record what it says."""
-    values = {name: s.value for name, s in guide.latents.items()}
+    """Run the model on the guide's values, then on given ones, where they fit; record it."""
+    values = {**(values or {}), **{name: s.value for name, s in guide.latents.items()}}
     return _run(model, args, kwargs, _Surveyor(Survey(True), values, guide.plates))
 
 
@@ -162,7 +175,9 @@ class _Surveyor(Messenger):
         name = msg["name"]
         if isinstance(msg["fn"], _Subsample):
             self._plate(msg)
-        elif not (msg["is_observed"] or msg["done"]) and name in self.values:
+            return
+        self.survey.begun = self._statement(msg)
+        if not (msg["is_observed"] or msg["done"]) and name in self.values:
             if fits(msg["fn"], self.values[name]):
                 self._replayed.add(name)
                 msg["value"], msg["done"] = self.values[name], True
@@ -170,12 +185,16 @@ class _Surveyor(Messenger):
     def _plate(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
         use = PlateUse(name, fn.size, None, given=msg["value"])
+        use.drawn = msg["value"] is None and fn.subsample_size not in (None, fn.size)
+        if msg["value"] is None and name in self.values:
+            msg["value"], msg["done"] = self.values[name], True
         theirs = self.guide_plates.get(name)
         if msg["value"] is None and theirs is not None and theirs.size == fn.size:
-            asked = fn.subsample_size or fn.size
-            if theirs.indices is not None and len(theirs.indices) == asked:
+            # a plate in full takes the guide's minibatch, as Pyro hands it over
+            count = None if theirs.indices is None else len(theirs.indices)
+            if count is not None and fn.subsample_size in (None, count):
                 msg["value"], msg["done"] = theirs.indices, True
-        use.drawn = msg["value"] is None and fn.subsample_size not in (None, fn.size)
+                use.drawn = False
         self.survey.plates[name] = use
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -183,8 +202,8 @@ class _Surveyor(Messenger):
         if isinstance(msg["fn"], _Subsample):
             survey.plates[name].indices = torch.as_tensor(msg["value"])
             return
-        infer = dict(msg["infer"] or {})
-        if infer.get("_deterministic"):
+        survey.begun = None
+        if (msg["infer"] or {}).get("_deterministic"):
             survey.deterministic.add(name)
             return
         if msg["is_observed"] and self.runs_model:
@@ -192,17 +211,20 @@ class _Surveyor(Messenger):
         if name in survey.statements:
             survey.repeated.append(name)
             return
-        survey.statements[name] = Statement(
-            name=name,
-            in_model=survey.in_model,
+        survey.statements[name] = self._statement(msg)
+
+    def _statement(self, msg: Any) -> Statement:
+        return Statement(
+            name=msg["name"],
+            in_model=self.survey.in_model,
             fn=msg["fn"],
             value=msg["value"],
             observed=msg["is_observed"],
             frames=tuple(map(_frame, msg["cond_indep_stack"])),
-            infer=infer,
+            infer=dict(msg["infer"] or {}),
             scale=msg["scale"],
             mask=msg["mask"],
-            replayed=name in self._replayed,
+            replayed=msg["name"] in self._replayed,
         )
 
     def _pyro_post_param(self, msg: Any) -> None:

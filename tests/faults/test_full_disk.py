@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
@@ -9,13 +10,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import amortized as am
+from amortized.cli import main
 from amortized.errors import CheckpointError
 from amortized.fit import checkpoint
 from amortized.fit.callbacks import Callback, FitState
@@ -203,28 +204,92 @@ def test_reading_needs_no_writing(disk: Disk, expected: dict[str, Any]) -> None:
     am.load(disk.folder, am.Program(training.Model(), training.Guide(), training.TRAIN))
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file may become larger."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_limit_on_the_size_of_files(tmp_path: Path, expected: dict[str, Any]) -> None:
     """As a full disk, where nothing can be mounted."""
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 * PAGE, before[1]))
+
     try:
-        limit = (8 * PAGE, hard)
-        fails(
-            tmp_path / "run",
-            lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-            "File too large; free space",
-        )
+        fails(tmp_path / "run", limit, "File too large; free space")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     goes_on(tmp_path / "run", expected)
+
+
+PROGRAM = """
+import amortized as am
+from tests.faults.training import TRAIN, VAL, Guide, Model
+
+def program():
+    return am.Program(Model(), Guide(), TRAIN, VAL, VAL)
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("program") / "digits.py"
+    path.write_text(PROGRAM, encoding="utf-8")
+    return path
+
+
+def command(program: Path, out: Path, *more: str) -> int:
+    """Runs ``amortized fit`` for two epochs; its exit code."""
+    options = ["--epochs", "2", "--no-progress", "--out", str(out)]
+    with pytest.raises(SystemExit) as end:
+        main(["fit", str(program), *options, *more])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def numbers(out: Path) -> dict[str, Any]:
+    """What a run wrote, without times."""
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in found.items() if name != "train_seconds"}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, program: Path) -> Path:
+    """Of the command line on a good disk."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert command(program, out) == 0
+    return out
+
+
+# Room for all that comes before: each checkpoint takes 32 pages, curves.png ten, others one.
+PAGES = {"config.json": 0, "a checkpoint": 20, "the second checkpoint": 50, "curves.png": 71}
+
+
+@pytest.mark.parametrize("ends_at", PAGES)
+def test_the_command_line_on_a_full_disk(
+    capsys: pytest.CaptureFixture[str], disk: Disk, program: Path, whole_run: Path, ends_at: str
+) -> None:
+    disk.fill(leave=PAGES[ends_at])
+    out = disk.path / "run"
+    assert command(program, out) == 6
+    last = ends_at if "." in ends_at else "cannot write a checkpoint below"
+    assert ends_in_one_sentence(capsys, last)
+    disk.free()
+    begun = bool(checkpoint.listed(out / "checkpoints"))
+    assert begun == (ends_at not in ("config.json", "a checkpoint"))
+    assert command(program, out, *(["--resume"] if begun else [])) == 0
+    assert numbers(out) == numbers(whole_run)
+    assert names(out) == names(whole_run)
+
+
+def test_the_command_line_on_a_read_only_disk(
+    capsys: pytest.CaptureFixture[str], disk: Disk, program: Path
+) -> None:
+    out = disk.path / "run"
+    out.mkdir()
+    disk.writable(False)
+    assert command(program, out) == 6
+    assert ends_in_one_sentence(capsys, "Read-only file system")
+    assert command(program, disk.path / "new") == 2
+    assert ends_in_one_sentence(capsys, "Read-only file system")
+
+
+def ends_in_one_sentence(capsys: pytest.CaptureFixture[str], part: str) -> bool:
+    lines = capsys.readouterr().err.splitlines()
+    return len(lines) == 1 and lines[0].startswith("amortized: ") and part in lines[0]

@@ -72,6 +72,21 @@ def test_killed_at_random_moments_200_times(nursery: Nursery, tmp_path: Path) ->
     killed_at_random(nursery, tmp_path / "run", times=200, seed=1)
 
 
+def test_two_writers_in_one_folder_do_not_disturb_each_other(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    files = [tmp_path / name for name in ("first", "second")]
+    for _ in range(4):
+        pids = [nursery.start("write_forever", str(root), str(file)) for file in files]
+        time.sleep(0.5)
+        assert [nursery.kill(pid) for pid in pids] == [KILLED, KILLED], "one ended with an error"
+        whole(root, SIZE)
+    assert all(len(file.read_text(encoding="ascii").splitlines()) > 4 for file in files)
+    save(root, 10**6, SIZE, keep=1)
+    assert names(root) == ["step-01000000"]
+
+
 def killed_at_line(nursery: Nursery, root: Path, line: int) -> bool:
     """Whether a writer, which also has something to delete, had so many lines."""
     for step in (1, 2, 3):

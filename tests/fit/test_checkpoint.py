@@ -331,7 +331,7 @@ def test_what_is_loaded_are_the_bytes_that_were_hashed(
 # Errors of the system
 
 
-def counted(function: Callable[..., Any], error: OSError, fail_at: int) -> Callable[..., Any]:
+def counted(function: Callable[..., Any], error: BaseException, fail_at: int) -> Callable[..., Any]:
     """A function that fails in one of its calls."""
     calls = 0
 
@@ -385,6 +385,18 @@ def test_a_failing_disk_leaves_what_was_there(
     assert found.metadata["step"] == 2 or (name, fail_at) in {("fsync", 4), ("open", 3)}
     save(tmp_path, 4, keep=1)
     assert names(tmp_path) == ["step-00000004"]
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_an_interrupt_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, counted(getattr(os, name), KeyboardInterrupt(), 1))
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2)
+    assert names(tmp_path) == ["step-00000001"]
 
 
 @pytest.mark.parametrize("fail_at", [2, 3])

@@ -60,9 +60,7 @@ def test_an_early_stop_is_an_end() -> None:
 
 def test_two_checkpoints_in_one_folder_are_refused(tmp_path) -> None:
     one, other = ModelCheckpoint(tmp_path), ModelCheckpoint(tmp_path / "x" / "..")
-    with pytest.raises(
-        UsageError, match=r"two ModelCheckpoints write below .* folder of"
-    ):
+    with pytest.raises(UsageError, match=r"two ModelCheckpoints write below .* folder of"):
         plan(callbacks=[one, other])
     plan(callbacks=[one, ModelCheckpoint(tmp_path / "other")])
 

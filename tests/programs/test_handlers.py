@@ -250,3 +250,28 @@ def test_a_plate_that_knows_the_data_set_is_left_alone() -> None:
     program = minibatch([1, 3])
     estimate = am.VariationalLoss().estimate(program, program, (), {}, data=am.DataPlate(size=77))
     assert estimate.run.guide["z"].scale == 5.0
+
+
+@pytest.mark.parametrize("size", [None, am.DataPlate("data", 12), am.DataPlate("data", 12, rows=3)])
+def test_a_plate_without_a_size_has_that_of_its_sites(size: am.DataPlate | None) -> None:
+    x = torch.tensor([0.5, -1.0, 2.0])
+
+    def program(declared: int | None) -> Any:
+        def run() -> None:
+            with pyro.plate("data", declared):
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return run
+
+    def guide() -> None:
+        with pyro.plate("data"):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+
+    losses = []
+    for model in (program(3), program(None)):
+        torch.manual_seed(0)
+        estimate = am.VariationalLoss().estimate(model, guide, (), {}, data=size)
+        losses.append(estimate.loss.item())
+        assert estimate.data_size == (3 if size is None else 12)
+    assert losses[0] == losses[1]

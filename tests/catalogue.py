@@ -63,7 +63,7 @@ class Expected:
         return lacking
 
     def is_named_in(self, sentence: str) -> bool:
-        """Whether an error or a warning of `fit` says where the mistake is: for data, which rows."""
+        """Whether a sentence of `fit` says where the mistake is: for data, in which rows."""
         wanted = [] if self.site is None else [repr(self.site)]
         if self.site is None or "data" in self.code or self.code == "nan-behind-mask":
             wanted += words(self.names)

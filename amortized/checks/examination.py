@@ -277,12 +277,13 @@ class Examination:
 
     def _still_zero(self, names: list[str], known: Inventory) -> list[str]:
         """The parameters whose gradient stays 0 for other noise, and then for other values."""
-        for move in (False, True, True):
+        # far away a value may leave its support, where torch clamps it and nothing moves
+        for distance in (0.0, 0.05, 1.0, 1.0):
             if not names:
                 break
             wanted = {name: known.fitted[name] for name in names}
             try:
-                with grads.moved(known.fitted.values() if move else ()):
+                with grads.moved(known.fitted.values(), distance):
                     found = grads.gradients_of(self._estimate(validate=False).loss, wanted)
             except Exception:  # other values may be impossible: then nothing is known
                 return []

@@ -68,7 +68,7 @@ def rare_findings(reached: Collection[int], known: Inventory) -> Iterator[Findin
 
 def _no_gradient(names: list[str], unused: bool, optional: bool) -> Finding:
     if unused:
-        found = "no gradient: this run did not call the module that holds them"
+        found = "no gradient: this run did not use them"
         advice = (
             "use it, remove it, or freeze it with requires_grad_(False); other batches may use it"
         )
@@ -142,13 +142,14 @@ def zero_findings(names: list[str], known: Inventory) -> Iterator[Finding]:
 
 
 @contextmanager
-def moved(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Other values for parameters, with either sign, then the old ones again."""
+def moved(tensors: Iterable[Tensor], distance: float) -> Iterator[None]:
+    """Other values for parameters, then the old ones again; at distance 1 with either sign."""
     kept = [(t, t.detach().clone()) for t in tensors if t.is_floating_point()]
     try:
         with torch.no_grad():
             for tensor, value in kept:
-                tensor.copy_(value * torch.randn_like(value) + 0.1 * torch.randn_like(value))
+                near, noise = (1.0 - distance) * value, torch.randn_like(value)
+                tensor.copy_(near + distance * (value.abs() + 0.1) * noise)
         yield
     finally:
         with torch.no_grad():

@@ -13,6 +13,7 @@ import pyro
 import torch
 from pyro.nn import PyroModule
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from amortized.programs.study import modules_of, undisturbed
 
@@ -53,14 +54,26 @@ def _remembered(*programs: Any) -> Iterator[None]:
         for value in saved.values()
         if type(value) in (dict, OrderedDict, list, set)
     ]
-    parameters = [p for module in modules_of(*programs) for p in module.parameters(recurse=False)]
+    modules = modules_of(*programs)
+    parameters = [p for module in modules for p in module.parameters(recurse=False)]
+    buffers = [b for module in modules for b in module.buffers(recurse=False)]
     flags = [(p, p.requires_grad) for p in parameters]
+    # a lazy layer becomes an ordinary one at its first run, and so do its tensors
+    kinds = [(owner, type(owner)) for owner in owners]
+    lazy = [(tensor, type(tensor)) for tensor in (*parameters, *buffers) if is_lazy(tensor)]
     try:
         yield
     finally:
         for living, saved in attributes:
             living.clear()
             living.update(saved)
+        for owner, kind in kinds:
+            if type(owner) is not kind:
+                owner.__class__ = kind
+        for tensor, kind in lazy:
+            if type(tensor) is not kind:
+                tensor.data = tensor.new_empty(0)
+                tensor.__class__ = kind
         for living, saved in containers:
             living.clear()
             living.extend(saved) if isinstance(living, list) else living.update(saved)

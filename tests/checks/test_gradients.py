@@ -49,7 +49,7 @@ def test_networks_that_were_not_called_may_have_their_turn() -> None:
     parameters.networks = [net]
     (warning,) = no_gradient_findings([], parameters, [], optional=False)
     (note,) = no_gradient_findings([], parameters, [], optional=True)
-    assert "did not call" in warning.found
+    assert "did not use" in warning.found
     assert (warning.severity, note.severity) == ("warning", "note")
     (called,) = no_gradient_findings([], parameters, [id(net)], optional=True)
     assert called.severity == "warning"
@@ -76,7 +76,7 @@ def test_gradients_that_are_not_finite_or_zero() -> None:
 def test_moved_parameters_come_back() -> None:
     tensors = [torch.ones(3, requires_grad=True), torch.arange(3)]
     try:
-        with moved(tensors):
+        with moved(tensors, 1.0):
             assert not torch.equal(tensors[0], torch.ones(3))
             raise RuntimeError
     except RuntimeError:

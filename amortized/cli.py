@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from torch.utils.data import DataLoader
 
 from amortized.checks.check import check as check_pair
 from amortized.errors import (
@@ -60,7 +61,7 @@ class Source:
     options: dict[str, str]
     estimators: dict[str, str]
     objective: ELBO
-    batch_size: int
+    batch_size: int | None
     seed: int
 
     @property
@@ -134,7 +135,9 @@ def fit(
         Path | None, typer.Option(help="Folder for metrics, figures and checkpoints.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training data at most.")] = 100,
-    batch_size: Annotated[int, typer.Option(help="Data points a step.")] = 128,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Data points a step, 128 if not given; not for a DataLoader.")
+    ] = None,
     *,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out as if never interrupted.")
@@ -187,7 +190,7 @@ def fit(
     _fit(
         Request(
             source=replace(source, batch_size=batch_size),
-            out=out,
+            out=None if trial else out,
             resume=resume,
             overwrite=overwrite,
             lr=lr,
@@ -279,7 +282,7 @@ def _source(
         options=pairs("--set", options or ()),
         estimators=pairs("--estimator", estimator or ()),
         objective=objective,
-        batch_size=128,
+        batch_size=None,
         seed=seed,
     )
 
@@ -291,8 +294,16 @@ def _kl(text: str) -> Literal["sample", "analytic"]:
 
 
 def _fit(request: Request) -> None:
-    source = request.source
     folder = None if request.out is None else RunFolder(request.out, request.config)
+    try:
+        _run(request, folder)
+    finally:
+        if folder is not None:
+            folder.remove_if_empty()
+
+
+def _run(request: Request, folder: RunFolder | None) -> None:
+    source = request.source
     if folder is not None:
         if request.overwrite:
             folder.forget()
@@ -301,7 +312,8 @@ def _fit(request: Request) -> None:
         raise UsageError("--resume: say which run to go on with, --out FOLDER")
     with source.opened() as program:
         svi = SVI(program.model, program.guide, source.loss, lr=request.lr)
-        first = _first(program.train, source.batch_size)
+        batch_size = _batch_size(program, source.batch_size)
+        first = _first(program.train, batch_size)
         if request.training["check"]:
             _check(program, first, source.loss)
         print(svi.describe(first))
@@ -309,7 +321,7 @@ def _fit(request: Request) -> None:
         history = svi.fit(
             program.train,
             program.val,
-            batch_size=source.batch_size,
+            batch_size=batch_size,
             seed=source.seed,
             callbacks=[*_early_stopping(program, request.patience), *_writers(folder)],
             resume_from=folder.checkpoints if folder is not None and request.resume else None,
@@ -329,6 +341,15 @@ def _fit(request: Request) -> None:
             write_json(folder.path / METRICS, report)
             write_figures(svi, program, history, folder.path)
             print(f"metrics, figures and checkpoints are in {folder.path}")
+
+
+def _batch_size(program: Program, asked: int | None) -> int:
+    if asked is not None and isinstance(program.train, DataLoader):
+        raise UsageError(
+            f"--batch-size {asked}: the program's train is a DataLoader, which has its own; leave "
+            "the option out"
+        )
+    return 128 if asked is None else asked
 
 
 def _check(program: Program, batch: Any, loss: VariationalLoss) -> None:

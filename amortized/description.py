@@ -94,8 +94,14 @@ def _row(latent: LatentSite, run: Run, reasons: Mapping[str, str]) -> SiteRow:
         why=reasons.get(latent.name, "fixed by the guide"),
         copies=latent.draw.copies,
         plates=plates,
-        kl=run.kl_notes.get(latent.name, "sampled"),
+        kl=run.kl_notes.get(latent.name, _how(latent)),
     )
+
+
+def _how(latent: LatentSite) -> str:
+    """Copies with weights of their own are summed over, others are draws."""
+    weighted = latent.draw.axis is not None and not latent.estimator.joint_copies
+    return "summed out" if weighted else "sampled"
 
 
 def _evaluations(run: Run, in_model: bool) -> int:

@@ -38,6 +38,7 @@ from amortized.checks.inventory import (
     untrained_findings,
 )
 from amortized.checks.isolation import seed_torch
+from amortized.checks.masks import mask_findings
 from amortized.checks.names import name_findings, nothing_observed_findings
 from amortized.checks.places import shortened
 from amortized.checks.refusals import left_dim_failure, refusal
@@ -137,6 +138,7 @@ class Examination:
         self._ask(nothing_observed_findings(model, bool(self.leaves)))
         self._ask(support_findings(guide, model))
         self._ask(shape_findings(guide, model, self.rows, self.data))
+        self._ask(mask_findings(guide, model))
         self._ask(observation_findings(model))
         self._ask(announced_findings(self.model, self.guide, pair))
         if guide.error is None and model.error is None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from amortized.errors import NonFiniteError
 from amortized.estimate import Estimate
-from amortized.programs.records import Term
 
 _SHOWN = 3
 
@@ -53,11 +52,8 @@ def watched_backward(loss: Tensor, estimate: Estimate, leaves: Sequence[Tensor])
             leaf.grad = earlier + leaf.grad
     if not bad:
         return
-    term = _first_bad_term(estimate, leaves)
-    where = (
+    where = _first_bad_site(estimate, leaves) or (
         "no single site (the sum of their gradients overflows, or an estimator's own term does it)"
-        if term is None
-        else f"site {term.name!r} of the {'model' if term.in_model else 'guide'}"
     )
     torch_says = f" (torch: {operation})" if operation else ""
     raise NonFiniteError(
@@ -67,17 +63,18 @@ def watched_backward(loss: Tensor, estimate: Estimate, leaves: Sequence[Tensor])
     )
 
 
-def _first_bad_term(estimate: Estimate, leaves: Sequence[Tensor]) -> Term | None:
-    """The first term, guide before model, with a gradient that is not finite."""
+def _first_bad_site(estimate: Estimate, leaves: Sequence[Tensor]) -> str | None:
+    """The first site, guide before model, whose log-probability has a bad gradient."""
+    # where an estimator needs no gradient of -log q, the term is detached and the draw is not
+    draws = [(latent.name, "guide", latent.draw.log_prob) for latent in estimate.run.latents]
     ordered = sorted(estimate.run.terms, key=lambda term: term.in_model)
-    for term in ordered:
-        if not term.value.requires_grad:
+    terms = [(term.name, "model" if term.in_model else "guide", term.value) for term in ordered]
+    for name, program, value in (*draws, *terms):
+        if not value.requires_grad:
             continue
-        found = torch.autograd.grad(
-            term.value.sum(), list(leaves), retain_graph=True, allow_unused=True
-        )
+        found = torch.autograd.grad(value.sum(), list(leaves), retain_graph=True, allow_unused=True)
         if any(gradient is not None and _bad(gradient) for gradient in found):
-            return term
+            return f"site {name!r} of the {program}"
     return None
 
 

@@ -131,6 +131,11 @@ class EarlyStopping(Callback):
         """Brings the best parameters back, if asked."""
         if self._weights is not None and self.best_epoch < state.epoch:
             state.parameters.restore(self._weights)
+            best = self.best if self.mode == "min" else -self.best
+            state.history.notices.append(
+                f"the parameters are those of epoch {self.best_epoch}, the best by {self.monitor} "
+                f"({best:.4g})"
+            )
         self._weights = None
 
     def state_dict(self) -> dict[str, Any]:

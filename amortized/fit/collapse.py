@@ -27,9 +27,9 @@ def collapse_notices(
         known = any(notice.startswith(_begin(site)) for notice in history.notices)
         if kl is not None and abs(kl) < _NEAR_ZERO and not known:
             found.append(
-                f"{_begin(site)} {kl:.1e} nats per data point at epoch {epoch}: the guide has "
-                "become the prior and the model ignores it (posterior collapse); try a KL warm-up "
-                "(n_epochs_kl_warmup), a weaker decoder, or fewer dims"
+                f"{_begin(site)} {kl + 0.0:.1e} nats per data point at epoch {epoch}: the guide "
+                "has become the prior and the model ignores it (posterior collapse); try a KL "
+                "warm-up (n_epochs_kl_warmup), a weaker decoder, or fewer dims"
             )
     return found
 

@@ -34,8 +34,8 @@ class Batches(ABC):
         """Generators of the user's own that decide the order of a pass."""
         return []
 
-    def peek(self) -> Any:
-        """The first rows in order, to look at; None where looking would use them up."""
+    def peek(self, rows: int | None = None) -> Any:
+        """The first rows in order, a batch or so many; None where looking uses them up."""
         return None
 
     def non_finite_rows(self) -> list[int]:
@@ -78,9 +78,10 @@ class TensorBatches(Batches):
             rows = slice(start, stop) if order is None else order[start:stop]
             yield map_tensors(lambda tensor, rows=rows: tensor[rows], self.tree)
 
-    def peek(self) -> Any:
+    def peek(self, rows: int | None = None) -> Any:
         """A slice."""
-        return next(self.epoch())
+        count = self.batch_size if rows is None else rows
+        return map_tensors(lambda tensor: tensor[:count], self.tree)
 
     def non_finite_rows(self) -> list[int]:
         """Found by one pass over memory."""
@@ -137,9 +138,9 @@ class DatasetBatches(Batches):
             raise DataError("the data set is empty or has no length: expected a map-style Dataset")
         self.num_batches = -(-self.size // batch_size)
 
-    def peek(self) -> Any:
+    def peek(self, rows: int | None = None) -> Any:
         """Collated; items are made again when their turn comes."""
-        return next(self.epoch())
+        return next(DatasetBatches(self.dataset, rows or self.batch_size).epoch())
 
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
         """Batches of ``batch_size``; the last may be shorter and is never dropped."""
@@ -162,7 +163,7 @@ class NoArguments(Batches):
         self.size = None
         self.num_batches = 1
 
-    def peek(self) -> Any:
+    def peek(self, rows: int | None = None) -> Any:
         """The empty batch."""
         return ()
 

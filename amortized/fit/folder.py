@@ -45,6 +45,11 @@ class RunFolder(Callback):
         """Where checkpoints go."""
         return self.path / CHECKPOINTS
 
+    def remove_if_empty(self) -> None:
+        """Leaves no empty folder behind where nothing came of a run."""
+        with suppress(OSError):
+            self.path.rmdir()
+
     def forget(self) -> None:
         """Removes the checkpoints of an earlier run; its other files are written anew."""
         if self.checkpoints.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -91,18 +92,18 @@ def _chosen(path: str | os.PathLike[str], which: str, monitor: str, mode: str) -
         raise UsageError(f"mode={mode!r}: expected 'min' or 'max'")
     if which == "last":
         return checkpoint.read(path)
-    scored = []
+    sign, best = 1.0 if mode == "min" else -1.0, None
     for folder in checkpoint.listed(Path(path)):
         try:
             found = checkpoint.read(folder)
         except CheckpointError:
             continue
-        if monitor in found.metadata["metrics"]:
-            scored.append((found.metadata["metrics"][monitor], found))
-    if not scored:
+        value = sign * found.metadata["metrics"].get(monitor, math.nan)
+        if value == value and (best is None or value < best[0]):
+            best = (value, found)
+    if best is None:
         raise CheckpointError(
             f"{os.fspath(path)}: no checkpoint records {monitor!r}, so none is the best; pass "
             "which='last', or monitor= another key of the history"
         )
-    best = min if mode == "min" else max
-    return best(scored, key=lambda pair: pair[0])[1]
+    return best[1]

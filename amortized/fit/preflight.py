@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from amortized.errors import DataError
-from amortized.fit.data import structure_of
+from amortized.errors import DataError, ProgramError
+from amortized.fit.data import batch_length, structure_of
 from amortized.fit.plan import Plan
 from amortized.fit.rng import preserved_rng
 from amortized.fit.step import Stepper
@@ -34,6 +35,7 @@ def preflight(stepper: Stepper, plan: Plan) -> bool:
         )
     stepper.check(first, plan.data)
     _check_rows(stepper, plan)
+    _check_last_batch(stepper, plan, first)
     return True
 
 
@@ -51,6 +53,17 @@ def _check_rows(stepper: Stepper, plan: Plan) -> None:
             f"numbers; {worst.advice}"
         )
     report.raise_errors()
+
+
+def _check_last_batch(stepper: Stepper, plan: Plan, first: Any) -> None:
+    """A batch of every size that will come: the last one may be short."""
+    size, rows = plan.train.size, batch_length(first)
+    short = 0 if size is None else size % rows
+    last = plan.train.peek(short) if short else None
+    if last is not None:
+        finding = stepper.other_size(first, last, plan.data)
+        if finding is not None:
+            raise ProgramError(str(finding))
 
 
 def _named(rows: Sequence[int]) -> str:

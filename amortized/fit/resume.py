@@ -16,6 +16,7 @@ from amortized.errors import CheckpointError
 from amortized.fit import checkpoint
 from amortized.fit.callbacks import Callback, FitState
 from amortized.fit.checkpoint import Checkpoint
+from amortized.fit.checkpoint_values import fingerprint
 from amortized.fit.data import Batches
 from amortized.fit.plan import Plan
 from amortized.fit.recovery import Recovery
@@ -170,7 +171,7 @@ def resumed(path: Path, stepper: Stepper, plan: Plan) -> Checkpoint:
 
 def _declare_parameters(found: Checkpoint, stepper: Stepper, plan: Plan) -> None:
     """Runs the programs until they have declared what the file holds: branches may do so late."""
-    saved = found.metadata["fingerprint"]["parameters"].keys()
+    saved = _parameters_of(found).keys()
     for batch in itertools.islice(plan.train.epoch(), _LOOKS):
         stepper.warm_up(batch, again=True)
         missing = saved - stepper.parameters.tensors().keys()
@@ -186,18 +187,30 @@ def refuse_other_program(
     Raises:
         CheckpointError: naming each parameter and shape.
     """
-    saved = found.metadata["fingerprint"]["parameters"]
+    saved = _parameters_of(found)
     # a lazy layer has no shape before its first run
     tensors = {name: tensor for name, tensor in tensors.items() if not is_lazy(tensor)}
     if not estimators:
-        saved = {n: about for n, about in saved.items() if not n.startswith("loss.")}
+        saved = {n: tensor for n, tensor in saved.items() if not n.startswith("loss.")}
         tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith("loss.")}
-    differing = checkpoint.differences({"parameters": saved}, tensors)
+    differing = checkpoint.differences(fingerprint(saved), tensors)
     if not differing:
         return
     late = set(tensors) < set(saved)
     hint = "; parameters that a program declares when it runs need batch=..." if late else ""
     raise CheckpointError(f"{found.path} does not fit this program: {'; '.join(differing)}{hint}")
+
+
+def _parameters_of(found: Checkpoint) -> dict[str, Tensor]:
+    """What the file really holds, which is what will be loaded."""
+    saved = found.state.get("parameters")
+    ours = isinstance(saved, dict) and isinstance(found.state.get("data"), dict)
+    if not ours or not all(isinstance(value, Tensor) for value in saved.values()):
+        raise CheckpointError(
+            f"{found.path} does not hold what svi.save and ModelCheckpoint write: use a checkpoint "
+            "of theirs"
+        )
+    return saved
 
 
 def plate_state(data: DataPlate) -> dict[str, Any]:

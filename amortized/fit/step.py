@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from amortized.checks.check import inspect_pair
-from amortized.checks.report import Report
+from amortized.checks.report import Finding, Report
+from amortized.checks.sizes import size_finding
 from amortized.errors import CheckWarning, NonFiniteError
 from amortized.estimate import Estimate, LogWeights
 from amortized.fit.anomaly import named_gradients, watched_backward
@@ -82,7 +83,8 @@ class Stepper:
         self.steps = 0
         self._count = -1
         self._validated = False
-        self._device: torch.device | None = None
+        self._asked: torch.device | None = None
+        self._first: Tensor | None = None
         self._added = 0
         self._buffers = MovingBuffers([])
         self._estimators = -1
@@ -95,6 +97,8 @@ class Stepper:
         batch = self.placed(batch)
         with self.parameters.scope(), side_stream():
             self.loss.warm_up(self.model, self.guide, batch)
+            if self._asked is not None:  # what the programs have declared follows
+                self.parameters.to(self._asked)
         self._sync(batch)
 
     def report(self, batch: Any, data: DataPlate) -> Report:
@@ -113,6 +117,12 @@ class Stepper:
         report.raise_errors()
         for finding in report.warnings:
             warnings.warn(str(finding), CheckWarning, stacklevel=2)
+
+    def other_size(self, first: Any, second: Any, data: DataPlate) -> Finding | None:
+        """What the check finds on a second batch of another size."""
+        with self.parameters.scope():
+            batches = self.placed(first), self.placed(second)
+            return size_finding(self.model, self.guide, batches, self.loss, data)
 
     def accumulate(self, batch: Any, data: DataPlate, kl_weight: float = 1.0) -> Estimate:
         """Adds the gradient of the loss per data point; estimators learn from it.
@@ -226,7 +236,7 @@ class Stepper:
         with self.parameters.scope():
             self.parameters.to(device)
         self.optimizer.follow()
-        self._device = device
+        self._asked, self._first = device, None
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, buffers, estimators and optimizer, by name; the tensors are not copied."""
@@ -249,13 +259,12 @@ class Stepper:
                 yield
 
     def placed(self, batch: Any) -> Any:
-        """The batch on the device that was asked for, or else that of the parameters."""
-        if self._device is None:
-            first = self.parameters.first()
-            if first is None:
-                return batch
-            self._device = first.device
-        device = self._device
+        """The batch on the device of the parameters; before there are any, on that asked for."""
+        if self._first is None:
+            self._first = self.parameters.first()
+        device = self._asked if self._first is None else self._first.device
+        if device is None:
+            return batch
         return map_tensors(lambda t: t if t.device == device else t.to(device), batch)
 
     @contextmanager

@@ -326,6 +326,7 @@ class SVI:
         refuse_other_program(found, parameters.tensors(), estimators=estimators)
         saved = found.state["parameters"].items()
         parameters.restore({n: t for n, t in saved if estimators or not n.startswith("loss.")})
+        self._stepper.steps = int(found.metadata["step"])
         data = found.state["data"]
         self._data = DataPlate(data["plate"], data["size"])
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from amortized.errors import UsageError
 from amortized.estimators.base import Noise, TorchNoise, base_of
@@ -49,7 +50,7 @@ def undisturbed(*programs: Any) -> Iterator[None]:
         (module, name, buffer)
         for module in modules_of(*programs)
         for name, buffer in module._buffers.items()
-        if buffer is not None
+        if buffer is not None and not is_lazy(buffer)
     ]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=list(devices)):

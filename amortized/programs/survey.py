@@ -173,6 +173,8 @@ class _Surveyor(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
+        if not isinstance(name, str):
+            raise TypeError(f"a site's name is a {type(name).__name__}, expected a string")
         if isinstance(msg["fn"], _Subsample):
             self._plate(msg)
             return

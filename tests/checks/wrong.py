@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine import scale
 from torch import Tensor, nn
 
 import amortized as am
@@ -307,6 +308,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "mixing": lambda: Case("erased-axes", mixing, guide, site="x", loss=PARTICLES),
     "flattening": flattening,
     "switching": lambda: Case("structure-varies", switching, guide, site="y", **WARNING),
+    "masked latent": lambda: Case(
+        "mask-mismatch", prior(dist.Normal(0.0, 1.0).mask(X > 0)), guide, site="z", **WARNING
+    ),
+    "scaled": lambda: Case("scale-mismatch", scale(model, 0.5), guide, site="z", **WARNING),
     "seeded": lambda: Case("fixed-noise", model, seeded, site="z", **WARNING),
     "marked": lambda: Case(
         "enumeration-not-happening",

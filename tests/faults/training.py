@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import random
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -162,29 +163,38 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
-def train(folder: str, result: str, phases: str, workers: int = 0, mutant: str = "") -> None:
-    """What is forked and killed: goes on with the training of a folder; notes what it is doing."""
+def train(
+    folder: str, result: str, phases: str, workers: int = 0, mutant: str = "", dies_at: int = 0
+) -> None:
+    """What is forked and killed: goes on with the training of a folder; notes what it is doing.
+
+    One that is not to be killed from outside may die by itself at the end of a step.
+    """
     # The nursery answers on standard output, which the workers of a loader would hold open.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     warnings.simplefilter("error")  # a checkpoint that is passed over as damaged, for one
     note = noting(phases)
     MUTANTS[mutant]()
     svi = pair()
-    history = fit(svi, Path(folder), Started(note), workers=workers)
+    history = fit(svi, Path(folder), Told(note, dies_at), workers=workers)
     note("finishing")
     partial = Path(f"{result}.part")
     torch.save(outcome(svi, history), partial)
     os.replace(partial, result)
 
 
-class Started(Callback):
-    """Notes the end of starting: checkpoints are read by then."""
+class Told(Callback):
+    """Notes the end of starting, when checkpoints have been read, and kills at a step."""
 
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self.note = note
+    def __init__(self, note: Callable[[str], None], dies_at: int) -> None:
+        self.note, self.dies_at = note, dies_at
 
     def on_fit_start(self, state: FitState) -> None:
         self.note("training")
+
+    def on_train_batch_end(self, state: FitState) -> None:
+        if state.step == self.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def noting(path: str) -> Callable[[str], None]:

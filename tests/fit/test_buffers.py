@@ -61,6 +61,21 @@ def test_what_moves_later_is_copied_from_then_on() -> None:
     assert values(counter)["written"] == values(counter)["replaced"] == [1.0] * 3
 
 
+def test_what_moved_once_stays_watched() -> None:
+    """A branch need not be taken at every run."""
+    counter = Counter()
+    buffers = MovingBuffers([counter])
+    for taken in (True, False):
+        before = buffers.copies()
+        if taken:
+            counter()
+        buffers.look(before)
+    before = buffers.copies()
+    counter()
+    put_back(before)
+    assert values(counter)["written"] == values(counter)["replaced"] == [1.0] * 3
+
+
 @pytest.mark.parametrize("starts", [True, False], ids=["train mode first", "eval mode first"])
 def test_batch_norm_is_always_watched(starts: bool) -> None:
     """Torch moves its means without a trace in their versions."""

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -106,3 +108,36 @@ def test_every_hook_is_optional() -> None:
     for hook in ("fit_start", "train_epoch_start", "train_batch_end", "validation_epoch_end"):
         getattr(Nothing(), f"on_{hook}")(state)
     Nothing().on_exception(state, ValueError())
+
+
+@pytest.mark.parametrize("restore", [True, False])
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_early_stopping_goes_on_from_its_state(cut: int, restore: bool) -> None:
+    """Its best, its patience so far, and the parameters that will come back."""
+    values = [3.0, 2.0, 2.5, 2.5, 2.5]
+    options = {"patience": 2, "restore_best": restore, "min_delta": 0.1}
+    whole = feed(EarlyStopping(**options), values)
+    first, again = EarlyStopping(**options), EarlyStopping(**options)
+    model = tiny.ModuleModel()
+    state = FitState(Parameters(model, tiny.exact_guide, torch.nn.Identity()), History())
+    first.on_fit_start(state)
+    for stopping, part in ((first, values[:cut]), (again, values[cut:])):
+        if stopping is again:
+            again.on_fit_start(state)
+            again.load_state_dict(copy.deepcopy(first.state_dict()))
+        for value in part:
+            if state.stop:
+                break
+            state.epoch += 1
+            with torch.no_grad():
+                model.noise_unconstrained.fill_(float(state.epoch))
+            state.history.record({"val_loss": value})
+            stopping.on_train_epoch_end(state)
+    again.on_fit_end(state)
+    assert (state.epoch, state.stop) == (whole.epoch, whole.stop) == (4, "early stopped")
+    assert noise(state) == noise(whole)
+
+
+def test_a_callback_without_a_state_is_left_alone() -> None:
+    assert EachEpoch(print).state_dict() == {}
+    EachEpoch(print).load_state_dict({})

@@ -8,6 +8,7 @@ import amortized as am
 from amortized.errors import UsageError
 from amortized.fit.data import map_tensors
 from amortized.fit.device import device_of
+from amortized.fit.parameters import Parameters
 from tests.fit import tiny
 from tests.fit.harness import fit
 
@@ -95,9 +96,8 @@ def test_batches_of_every_structure_are_moved(monkeypatch) -> None:
     svi = am.SVI(model, guide, device="cpu")
     placed = svi._stepper.placed(batch)
     assert seen == [(torch.device("cpu"),)] * 3 and placed[0]["n"] == 3
-    assert structure(placed) == (
-        {"x": (("moved", (6,)),), "y": {"deep": ("moved", (6,))}, "n": 3},
-    ) + ((("moved", (6,)), ("moved", (6,))),)
+    row = ("moved", (6,))
+    assert structure(placed) == ({"x": (row,), "y": {"deep": row}, "n": 3}, (row, row))
     svi.step(batch)
     assert placed[1][1] is x  # what is there already is not copied
 
@@ -112,3 +112,16 @@ def test_without_a_device_batches_follow_the_parameters() -> None:
     assert svi._stepper.placed(x) is x  # nobody knows yet
     svi.step(x)
     assert svi._stepper.placed((x, {"y": x}))[1]["y"] is x
+
+
+def test_what_the_programs_declare_follows_to_the_device(monkeypatch) -> None:
+    """Parameters of functions exist only after a run."""
+    moved: list[object] = []
+    monkeypatch.setattr(Parameters, "to", lambda self, device: moved.append(len(self.tensors())))
+    svi = am.SVI(tiny.local_model, tiny.param_guide, device="cpu")
+    svi.step(tiny.data(4))
+    svi.step(tiny.data(4))
+    assert moved == [0, 2]
+    plain = am.SVI(tiny.local_model, tiny.param_guide)
+    plain.step(tiny.data(4))
+    assert moved == [0, 2]

@@ -4,6 +4,7 @@ import sys
 import types
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from amortized.errors import UsageError
@@ -66,3 +67,18 @@ def test_it_plots_itself() -> None:
     assert [line.get_label() for line in ax.get_lines()] == ["train", "validation"]
     assert found.plot(ax) is ax
     plt.close("all")
+
+
+def test_a_state_brings_everything_back() -> None:
+    found = history()
+    found.stopped, found.per_datum, found.notices = "early stopped", False, ["look here"]
+    again = History(max_epochs=9)
+    again.record({"strange": 1.0})
+    again.load_state_dict(found.state_dict())
+    assert list(again) == list(found) and again.epochs == 2 and again.max_epochs == 9
+    for name, values in found.items():
+        assert np.array_equal(again[name], values, equal_nan=True)
+    assert (again.per_datum, again.notices) == (False, ["look here"])
+    assert again.stopped is None, "it goes on"
+    again.record({"train_loss": 1.0})
+    assert found.epochs == 2 and len(found["train_loss"]) == 2, "nothing is shared"

@@ -4,16 +4,22 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from amortized.errors import NonFiniteError, UsageError
+import amortized as am
+from amortized.errors import DataError, NonFiniteError, UsageError
+from amortized.fit import checkpoint
 from amortized.fit.callbacks import Callback, EarlyStopping, FitState
 from amortized.fit.data import as_batches
 from amortized.fit.loop import Loop, Plan
+from amortized.fit.model_checkpoint import ModelCheckpoint
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.step import Stepper
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
 from tests.fit import tiny
+from tests.fit.harness import Do, Stop, fit, pair, stop
+from tests.fit.test_resume import everything, noisy, same
 
 
 def plan(train=None, val=None, batch_size=16, **options) -> Plan:
@@ -181,3 +187,141 @@ def test_the_order_of_data_differs_between_epochs() -> None:
     assert len(watcher.orders) == 3
     for one, other in itertools.combinations(watcher.orders, 2):
         assert one != other and sorted(one) == sorted(other)
+
+
+# Data that cannot be read
+
+
+class Broken(Dataset):
+    """Fails when it is asked for an item the so-manieth time; works when it is mended."""
+
+    def __init__(self, at: int | None, size: int = 40) -> None:
+        self.at, self.size, self.items = at, size, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int):
+        self.items += 1
+        if self.items == self.at:
+            raise OSError(5, "Input/output error")
+        return tiny.data(self.size)[index]
+
+
+def broken(epoch: int, batch: int, **options) -> DataLoader:
+    """Fails at the second item of a batch of eight; the warm-up looks at none."""
+    return DataLoader(Broken(40 * (epoch - 1) + 8 * (batch - 1) + 2), 8, **options)
+
+
+def test_a_loader_that_fails_is_named_with_epoch_and_batch() -> None:
+    with pytest.raises(DataError) as caught:
+        fit(pair(), broken(2, 3), max_epochs=3)
+    sentence = str(caught.value)
+    assert sentence.startswith("epoch 2, batch 3: the data could not be read: OSError: [Errno 5]")
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_validation_data_that_fail_are_named_too() -> None:
+    with pytest.raises(
+        DataError, match=r"^epoch 2, validation batch 2: the data could not be read"
+    ):
+        fit(pair(), None, DataLoader(Broken(16 + 8 + 2, 16), 8), max_epochs=3)
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 2), (2, 1), (2, 3), (3, 5)])
+def test_after_a_failure_of_the_data_training_goes_on_bit_for_bit(tmp_path, epoch, batch) -> None:
+    """In the middle of an epoch, or at its very beginning."""
+    options = {"max_epochs": 3, "seed": 2}
+    whole, cut, again = noisy(), noisy(), noisy()
+    expected = fit(whole, DataLoader(Broken(None), 8, shuffle=True), **options)
+    seen = Ended()
+    callbacks = [ModelCheckpoint(tmp_path), seen]
+    with pytest.raises(DataError, match=f"epoch {epoch}, batch {batch}"):
+        fit(cut, broken(epoch, batch, shuffle=True), callbacks=callbacks, **options)
+    assert isinstance(seen.error, DataError) and seen.whole
+    assert checkpoint.newest(tmp_path).metadata["step"] == 5 * (epoch - 1) + batch - 1
+    mended = DataLoader(Broken(None), 8, shuffle=True)
+    same(
+        everything(whole, expected),
+        everything(again, fit(again, mended, resume_from=tmp_path, **options)),
+    )
+
+
+def test_a_failure_during_validation_is_made_up_for(tmp_path) -> None:
+    options = {"max_epochs": 2, "seed": 2}
+    whole, cut, again = noisy(), noisy(), noisy()
+    expected = fit(whole, None, DataLoader(Broken(None, 16), 8), **options)
+    with pytest.raises(DataError, match="epoch 1, validation batch 2"):
+        failing = DataLoader(Broken(10, 16), 8)
+        fit(cut, None, failing, callbacks=[ModelCheckpoint(tmp_path)], **options)
+    assert checkpoint.newest(tmp_path).state["moment"]["mid_epoch"]
+    found = fit(again, None, DataLoader(Broken(None, 16), 8), resume_from=tmp_path, **options)
+    same(everything(whole, expected), everything(again, found))
+
+
+def test_a_failure_in_the_middle_of_a_group_saves_the_step_before(tmp_path) -> None:
+    options = {"max_epochs": 2, "seed": 2, "accumulate_grad_batches": 2}
+    whole, cut, again = noisy(), noisy(), noisy()
+    expected = fit(whole, DataLoader(Broken(None), 8), **options)
+    with pytest.raises(DataError, match="epoch 1, batch 4"):
+        saving = ModelCheckpoint(tmp_path, every_n_steps=1)
+        fit(cut, broken(1, 4), callbacks=[saving], **options)
+    assert checkpoint.newest(tmp_path).metadata["step"] == 1
+    found = fit(again, DataLoader(Broken(None), 8), resume_from=tmp_path, **options)
+    same(everything(whole, expected), everything(again, found))
+
+
+def test_a_failure_while_batches_are_passed_over_is_counted_right(tmp_path) -> None:
+    with pytest.raises(Stop):
+        callbacks = [ModelCheckpoint(tmp_path), Do(stop, 8)]
+        fit(pair(), DataLoader(Broken(None), 8), max_epochs=2, callbacks=callbacks)
+    # eight items are read for a look at a batch, and the second of the three batches fails
+    with pytest.raises(DataError, match=r"^epoch 2, batch 2: the data could not be read"):
+        fit(pair(), DataLoader(Broken(8 + 8 + 3), 8), max_epochs=2, resume_from=tmp_path)
+
+
+class Ended(Callback):
+    """The error that ended training, and whether the state was whole."""
+
+    error: BaseException | None = None
+    whole = False
+
+    def on_exception(self, state: FitState, error: BaseException) -> None:
+        self.error, self.whole = error, state.whole
+
+
+# The rest
+
+
+def test_a_wrong_weight_in_the_middle_is_saved_before(tmp_path) -> None:
+    """A mistake of the user's own function, between two steps."""
+    seen = Ended()
+    weight = lambda step: 1.0 if step < 3 else -1.0  # noqa: E731
+    with pytest.raises(UsageError, match=r"kl_weight=-1\.0 at step 3"):
+        fit(pair(), max_epochs=1, kl_weight=weight, callbacks=[ModelCheckpoint(tmp_path), seen])
+    assert seen.whole and checkpoint.newest(tmp_path).metadata["step"] == 3
+
+
+def test_a_gradient_that_was_left_over_is_forgotten() -> None:
+    """An error between two batches of a group has no part in the next training."""
+    fresh, again = am.SVI(*PLAIN, lr=0.1), am.SVI(*PLAIN, lr=0.1)
+    with pytest.raises(DataError):
+        fit(again, broken(1, 2), max_epochs=1, accumulate_grad_batches=5)
+    assert not again._stepper.pending
+    for svi in (fresh, again):
+        fit(svi, DataLoader(tiny.data(40), 8), max_epochs=1)
+    assert fresh.params() == again.params() and fresh._stepper.steps == again._stepper.steps == 5
+
+
+PLAIN = (tiny.global_model, tiny.point_guide(0.5))
+
+
+def test_an_epoch_that_was_cut_short_has_no_validation() -> None:
+    interrupt = Do(interrupted, 7)
+    history = fit(pair(), None, tiny.data(8), max_epochs=9, callbacks=[interrupt])
+    assert history.epochs == 2 and math.isnan(history["val_loss"][1])
+    assert math.isfinite(history["train_loss"][1])
+
+
+def interrupted(state: FitState) -> None:
+    raise KeyboardInterrupt

@@ -369,8 +369,11 @@ def test_an_error_between_steps_is_saved_unless_not_wanted(tmp_path) -> None:
 
 def test_the_same_step_is_not_saved_twice(tmp_path) -> None:
     with pytest.raises(Stop):
-        run(scored(tmp_path, every_n_steps=3), Do(stop, 3))
-    assert names(tmp_path) == ["03"]
+        run(scored(tmp_path / "a", every_n_steps=3), Do(stop, 3))
+    again = Do(lambda state: stop(state) if state.epoch == 2 else None, hook="train_epoch_start")
+    with pytest.raises(Stop):
+        run(scored(tmp_path / "b"), again)
+    assert names(tmp_path / "a") == ["03"] and names(tmp_path / "b") == ["05"]
 
 
 def test_an_error_within_a_step_is_not(tmp_path) -> None:
@@ -385,8 +388,8 @@ def test_an_error_within_a_step_is_not(tmp_path) -> None:
 
     svi.loss.estimate = failing
     with pytest.raises(Stop):
-        run(scored(tmp_path, every_n_steps=2), svi=svi)
-    assert svi._stepper.steps == 4 and names(tmp_path) == ["02", "04"]
+        run(scored(tmp_path, every_n_steps=3), svi=svi)
+    assert svi._stepper.steps == 4 and names(tmp_path) == ["03"]
     with pytest.raises(Stop):
         run(scored(tmp_path / "x"), Do(stop, hook="train_epoch_start"))
     assert names(tmp_path / "x") == []

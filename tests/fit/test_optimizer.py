@@ -1,10 +1,11 @@
+import copy
 import functools
 
 import pyro
 import pytest
 import torch
 
-from amortized.errors import ProgramError, UsageError
+from amortized.errors import CheckpointError, ProgramError, UsageError
 from amortized.fit.optimizer import GroupedOptimizer
 
 
@@ -94,3 +95,81 @@ def test_nothing_to_train_is_said() -> None:
 def test_a_step_before_the_first_batch_is_refused() -> None:
     with pytest.raises(UsageError, match="none was taken yet"):
         GroupedOptimizer(torch.optim.Adam, 0.1).step()
+
+
+def built(factory=torch.optim.Adam, steps: int = 2) -> tuple[GroupedOptimizer, dict[int, str]]:
+    """An optimizer over two groups of named parameters, after some steps."""
+    optimizer = GroupedOptimizer(factory, {"model": 0.1, "guide": 0.2})
+    groups = {"model": leaves(1), "guide": leaves(2)}
+    optimizer.sync(groups)
+    names = {}
+    for name, members in groups.items():
+        names |= {id(leaf): f"{name}{number}" for number, leaf in enumerate(members)}
+    for step in range(steps):
+        for number, leaf in enumerate(optimizer.leaves()):
+            leaf.grad = torch.full((2,), float(step + number + 1))
+        optimizer.step()
+    return optimizer, names
+
+
+def test_rates_by_group() -> None:
+    optimizer, _ = built()
+    assert optimizer.rates() == {"model": 0.1, "guide": 0.2}
+    optimizer.set_rates({"guide": 0.5})
+    optimizer.scale_rates(0.5)
+    assert optimizer.rates() == {"model": 0.05, "guide": 0.25}
+
+
+@pytest.mark.parametrize(
+    "factory", [torch.optim.Adam, torch.optim.RMSprop], ids=["Adam", "RMSprop"]
+)
+def test_a_state_is_by_name_and_brings_everything_back(factory) -> None:
+    first, names = built(factory)
+    first.scale_rates(0.5)
+    state = first.state_dict(names)
+    assert state["kind"] == factory.__name__
+    assert [group["params"] for group in state["groups"]] == [["model0"], ["guide0", "guide1"]]
+    again, theirs = built(factory, steps=0)
+    with torch.no_grad():
+        for leaf, value in zip(again.leaves(), first.leaves(), strict=True):
+            leaf.copy_(value)
+    again.load_state_dict(state, theirs)
+    assert again.rates() == {"model": 0.05, "guide": 0.1}
+    for optimizer in (first, again):
+        for leaf in optimizer.leaves():
+            leaf.grad = torch.tensor([0.3, -2.0])
+        optimizer.step()
+    for leaf, value in zip(again.leaves(), first.leaves(), strict=True):
+        assert torch.equal(leaf, value)
+
+
+def test_training_does_not_move_a_state_that_was_loaded() -> None:
+    first, names = built()
+    state = copy.deepcopy(first.state_dict(names))
+    kept = copy.deepcopy(state)
+    first.load_state_dict(state, names)
+    for leaf in first.leaves():
+        leaf.grad = torch.ones(2)
+    first.step()
+    for name, of in kept["state"].items():
+        assert all(torch.equal(state["state"][name][key], value) for key, value in of.items())
+
+
+def test_parameters_that_a_state_does_not_know_start_afresh() -> None:
+    first, names = built()
+    state = first.state_dict(names)
+    del state["state"]["guide1"]
+    state["groups"][1]["params"].remove("guide1")
+    first.load_state_dict(state, names)
+    _, _, last = first.leaves()
+    assert last not in first.built.state and len(first.built.state) == 2
+    assert first.rates() == {"model": 0.1, "guide": 0.2}
+
+
+def test_the_state_of_another_optimizer_is_refused() -> None:
+    first, names = built()
+    other, theirs = built(torch.optim.SGD)
+    with pytest.raises(
+        CheckpointError, match="state of Adam, and this is a SGD: pass the optimizer"
+    ):
+        other.load_state_dict(first.state_dict(names), theirs)

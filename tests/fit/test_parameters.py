@@ -211,3 +211,61 @@ def test_the_scratch_run_does_not_move_the_global_stream() -> None:
     before = torch.get_rng_state()
     parameters.attribute((x,), {})
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Normed(nn.Module):
+    """A guide with buffers, one of them not part of its state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+        self.register_buffer("fleeting", torch.zeros(2), persistent=False)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            loc = self.norm(x.unsqueeze(-1)).squeeze(-1)
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+
+def closing_over(network: nn.Module):
+    def guide(x):
+        pyro.module("network", network)
+        network(x)
+
+    return guide
+
+
+@pytest.mark.parametrize("closed_over", [False, True], ids=["module", "closed over"])
+def test_every_tensor_has_a_name(closed_over: bool) -> None:
+    """Parameters and buffers, also of networks that a function closes over."""
+    guide = Normed()
+    parameters = ready(tiny.local_model, closing_over(guide) if closed_over else guide)
+    named, wanted = parameters.tensors(), {*guide.parameters(), *guide.buffers()}
+    assert {id(tensor) for tensor in named.values()} == {id(tensor) for tensor in wanted}
+    assert parameters.names() == {id(tensor): name for name, tensor in named.items()}
+    begin = "store.network$$$norm.weight" if closed_over else "guide.norm.weight"
+    assert begin in named and any(name.endswith("running_mean") for name in named)
+
+
+def test_restoring_is_in_place() -> None:
+    guide = Normed()
+    parameters = ready(tiny.local_model, closing_over(guide))
+    before = {name: id(tensor) for name, tensor in parameters.tensors().items()}
+    kept = parameters.snapshot()
+    with torch.no_grad():
+        for tensor in parameters.tensors().values():
+            tensor += 1
+    parameters.restore(kept)
+    for name, tensor in parameters.tensors().items():
+        assert torch.equal(tensor, kept[name]) and id(tensor) == before[name]
+
+
+def test_moving_keeps_every_parameter_the_same_object() -> None:
+    """Of modules and of the store; optimizers hold them."""
+    for guide in (Normed(), closing_over(Normed()), tiny.param_guide):
+        parameters = ready(tiny.local_model, guide)
+        before = [id(leaf) for leaves in parameters.groups().values() for leaf in leaves]
+        values = parameters.snapshot()
+        parameters.to(torch.device("cpu"))
+        assert before == [id(leaf) for leaves in parameters.groups().values() for leaf in leaves]
+        assert all(torch.equal(t, values[name]) for name, t in parameters.tensors().items())

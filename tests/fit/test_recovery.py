@@ -88,7 +88,7 @@ def flagged(kind: str, *bad: int) -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, flag), BATCH)
 
 
-def tensors(svi: am.SVI) -> dict[str, object]:
+def tensors(svi: am.SVI) -> dict[str, Any]:
     return everything(svi, am.History())
 
 
@@ -162,6 +162,40 @@ def test_a_buffer_that_moves_late_is_watched_too() -> None:
     fit(svi, flagged("nan", 3), max_epochs=1, non_finite="skip")
     assert guide.layers[1].num_batches_tracked.item() == 3
     assert guide.layers[1].running_mean.isfinite().all()
+
+
+def test_the_baseline_of_a_latent_that_comes_late_is_watched_too() -> None:
+    """A branch meets another bit from the third batch on, and the fifth batch is bad."""
+    third = float(tiny.data(SIZE)[2 * BATCH])
+    seen: list[bool] = []
+
+    def late(x: Tensor) -> bool:
+        seen.append(float(x[0]) == third)
+        return any(seen)
+
+    def model(x, flag):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.4))
+            if any(seen):
+                c = c + pyro.sample("d", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+
+    def guide(x, flag):
+        slope = pyro.param("slope", torch.tensor(0.3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(logits=slope * x + trap(slope, flag)))
+            if late(x):
+                pyro.sample("d", dist.Bernoulli(logits=slope * x))
+
+    found = []
+    for steps in (4, 5):
+        seen.clear()
+        svi = am.SVI(model, guide, am.VariationalLoss(estimators="moving_average"))
+        fit(svi, flagged("gradient", 4), max_steps=steps, non_finite="skip", max_epochs=1, seed=1)
+        averages = {n: t for n, t in tensors(svi)["tensors"].items() if n.endswith("average")}
+        assert svi._stepper.steps == 4 and len(averages) == 2
+        found.append(averages)
+    assert found[0] == found[1] and all(average != 0.0 for average in found[0].values())
 
 
 # Raise

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from amortized.fit.rng import fresh_seed, preserved_rng, seeded, side_stream
+from amortized.fit.rng import (
+    fresh_seed,
+    preserved_rng,
+    restore_rng,
+    rng_state,
+    seeded,
+    side_stream,
+)
 
 
 def draws() -> tuple[float, float, float]:
@@ -54,3 +61,40 @@ def test_fresh_seeds_follow_the_global_stream() -> None:
     seeds = fresh_seed(), fresh_seed()
     torch.manual_seed(1)
     assert seeds == (fresh_seed(), fresh_seed()) and seeds[0] != seeds[1]
+
+
+def test_a_state_brings_every_generator_back_also_from_a_file(tmp_path) -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    np.random.randn()  # leaves a second number behind, which belongs to the state
+    random.gauss(0.0, 1.0)
+    state = rng_state()
+    torch.save(state, tmp_path / "state.pt")
+    expected = [(*draws(), float(np.random.randn()), random.gauss(0.0, 1.0)) for _ in range(3)]
+    for found in (state, torch.load(tmp_path / "state.pt", weights_only=True)):
+        draws()
+        restore_rng(found)
+        again = [(*draws(), float(np.random.randn()), random.gauss(0.0, 1.0)) for _ in range(3)]
+        assert again == expected
+
+
+def test_a_state_is_not_moved_by_later_draws() -> None:
+    state = rng_state()
+    first = draws()
+    restore_rng(state)
+    assert draws() == first
+    restore_rng(state)
+    assert draws() == first
+
+
+def test_the_state_of_gpus_that_are_not_there_is_left_out(monkeypatch) -> None:
+    state = rng_state() | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 3}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    restore_rng(state)
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: seen.append(device))
+    restore_rng(state)
+    assert seen == [0, 1]

@@ -320,6 +320,11 @@ FACTORIES = {
 FACTORIES["SequentialLR"] = of_two
 
 
+# SequentialLR of older versions of torch calls its parts in a way that torch warns of
+OLD = pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")
+
+
+@OLD
 @pytest.mark.parametrize("name", FACTORIES)
 def test_every_scheduler_can_be_scaled_at_any_moment(name: str) -> None:
     """From then on the rates are half of what they would have been."""
@@ -343,6 +348,7 @@ def test_every_scheduler_can_be_scaled_at_any_moment(name: str) -> None:
     assert halved[4:] == pytest.approx([rate / 2 for rate in whole[4:]], rel=1e-12)
 
 
+@OLD
 @pytest.mark.parametrize("name", FACTORIES)
 def test_every_scheduler_survives_a_checkpoint(tmp_path, name: str) -> None:
     options = {"max_epochs": 2, "seed": 0, "scheduler": FACTORIES[name]}
@@ -369,20 +375,21 @@ def test_the_state_of_another_scheduler_is_refused(tmp_path) -> None:
 
 
 def test_a_scale_survives_a_checkpoint() -> None:
-    states = []
+    """Of a scheduler that computes its rate anew and not from the rate before."""
+    halving = functools.partial(torch_schedulers.LambdaLR, lr_lambda=lambda step: 0.5**step)
+    states: list[dict[str, Any]] = []
     for _ in range(2):
         optimizer = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": 0.8}])
-        schedule = LearningRateSchedule(STEP, "step")
+        schedule = LearningRateSchedule(halving, "step")
         assert schedule.state_dict() == {}
-        schedule.load_state_dict({"kind": "StepLR"})  # before it is attached: nothing to do
+        schedule.load_state_dict({"kind": "LambdaLR"})  # before it is attached: nothing to do
         schedule.attach(optimizer)
         if states:
             schedule.load_state_dict(states[0])
-            optimizer.param_groups[0]["lr"] = 0.4
         else:
             schedule.scale(0.5)
-            optimizer.param_groups[0]["lr"] *= 0.5
             states.append(schedule.state_dict())
+        optimizer.param_groups[0]["lr"] = 0.4
         optimizer.step()
         schedule.after_step()
         assert optimizer.param_groups[0]["lr"] == 0.2

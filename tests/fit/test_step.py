@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pyro
@@ -5,13 +6,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+import amortized as am
 from amortized.errors import NonFiniteError
+from amortized.estimators.baselines import MovingAverage
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.step import Averager, Stepper, Terms
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
 from tests.fit import tiny
+from tests.fit.harness import Stream
 
 NO_SIZE = DataPlate()
 
@@ -170,3 +175,203 @@ def test_averages_are_weighted_by_data_and_absent_sites_count_as_zero() -> None:
     assert averager.means() == {"loss": 2.0, "kl/z": 0.5} and averager.per_datum
     averager.add(Terms({"loss": torch.tensor(2.0)}, False), 4)
     assert not averager.per_datum
+
+
+# Groups of batches
+
+
+def after(*groups: list[torch.Tensor], optimizer=torch.optim.Adam) -> Stepper:
+    """A pair without noise after one step for each group of batches."""
+    grouped = GroupedOptimizer(optimizer, 0.1)
+    guide = tiny.point_guide(0.5)
+    step = Stepper(tiny.global_model, guide, VariationalLoss(), grouped)
+    for group in groups:
+        for batch in group:
+            step.accumulate(batch, DataPlate("data", 40))
+            assert step.pending
+        step.apply()
+        assert not step.pending
+    return step
+
+
+def place(step: Stepper) -> float:
+    return step.parameters.tensors()["store.m_loc"].item()
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_a_group_is_one_batch_of_the_joint_size(optimizer) -> None:
+    x = tiny.data(40)
+    batches = list(x.split(8))
+    apart = after(batches[:3], batches[3:], optimizer=optimizer)
+    joint = after([x[:24]], [x[24:]], optimizer=optimizer)
+    assert place(apart) == pytest.approx(place(joint), rel=1e-13)
+    assert apart.steps == joint.steps == 2
+    assert place(apart) != pytest.approx(place(after(batches, optimizer=optimizer)), rel=1e-3)
+
+
+def grouped(data, groups: int, **options) -> tuple[float, int, list[float]]:
+    """Parameter, steps and gradient norms of a training without noise."""
+    svi = am.SVI(tiny.global_model, tiny.point_guide(0.5), lr=0.1)
+    options = {"progress": False, "check": False, "max_epochs": 2, **options}
+    history = svi.fit(data, accumulate_grad_batches=groups, **options)
+    return svi.params()["m_loc"].item(), svi._stepper.steps, history["grad_norm"]
+
+
+@pytest.mark.float64
+def test_an_epoch_of_groups_is_one_of_larger_batches() -> None:
+    """Also with a group that is short at the end: 5 batches in groups of 2."""
+    x = tiny.data(40)
+    small, large = DataLoader(x, 8), DataLoader(x, 16)
+    (place, steps, norms), (expected, _, larger) = grouped(small, 2), grouped(large, 1)
+    assert steps == 6 and place == pytest.approx(expected, rel=1e-13)
+    assert norms == pytest.approx(larger, rel=1e-13)
+    (place, steps, norms), (expected, _, larger) = grouped(small, 9), grouped(DataLoader(x, 40), 1)
+    assert steps == 2 and place == pytest.approx(expected, rel=1e-13)
+    assert norms == pytest.approx(larger, rel=1e-12)
+    assert grouped(small, 2, max_steps=4)[1] == 4
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("groups", [1, 2, 5, 9])
+def test_the_length_of_the_data_need_not_be_known(groups: int) -> None:
+    x = tiny.data(40)
+    plate = {"data_plate": am.DataPlate("data", 40)}
+    found = []
+    for data in (DataLoader(x, 8), DataLoader(Stream(x), 8)):
+        svi = am.SVI(tiny.global_model, tiny.point_guide(0.5), lr=0.1, **plate)
+        options = {"progress": False, "check": False, "max_epochs": 2}
+        svi.fit(data, accumulate_grad_batches=groups, **options)
+        found.append((svi.params()["m_loc"].item(), svi._stepper.steps))
+    assert found[0] == found[1] and found[0][1] == 2 * -(-5 // groups)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_estimators_learn_once_a_batch(monkeypatch, groups: int) -> None:
+    """From training alone: not from validation, and not from a step of several batches."""
+    seen: list[float] = []
+    real = MovingAverage.update
+
+    def update(self, cost) -> None:
+        seen.append(cost.mean().item())
+        real(self, cost)
+
+    monkeypatch.setattr(MovingAverage, "update", update)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(logits=pyro.param("logit", torch.zeros(())) * x))
+
+    svi = am.SVI(model, guide, VariationalLoss(estimators="moving_average"))
+    options = {"progress": False, "check": False, "max_epochs": 1, "batch_size": 8}
+    svi.fit(tiny.data(40), tiny.data(16), accumulate_grad_batches=groups, **options)
+    average = 0.0
+    for cost in seen:
+        average = 0.9 * average + 0.1 * cost
+    (found,) = (b for n, b in svi._stepper.parameters.tensors().items() if n.endswith("average"))
+    assert len(seen) == 5 and found.item() == pytest.approx(average, rel=1e-5)
+
+
+# Clipping
+
+
+class Two(nn.Module):
+    """Two parameters whose gradients differ much in size: x | a, b ~ N(30 a + b, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        shift = pyro.param("shift", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            loc = 30 * self.a.sum() + self.b + shift
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def moved(clip: float | None) -> tuple[torch.Tensor, float]:
+    """How far one step with rate 1 moves everything, and the norm that is reported."""
+    model = Two()
+    svi = am.SVI(model, lambda x: None, lr=1.0, optimizer=torch.optim.SGD)
+    options = {"progress": False, "check": False, "max_steps": 1, "batch_size": 40}
+    history = svi.fit(tiny.data(40) + 5, gradient_clip_val=clip, **options)
+    tensors = svi._stepper.parameters.tensors()
+    assert set(tensors) == {"model.a", "model.b", "store.shift"}
+    return torch.cat([t.detach().reshape(-1) for t in tensors.values()]), history["grad_norm"][0]
+
+
+@pytest.mark.float64
+def test_clipping_is_of_the_norm_of_the_whole_gradient() -> None:
+    """Over modules and store, elements and groups; the direction stays."""
+    whole, norm = moved(None)
+    assert norm == pytest.approx(whole.norm().item(), rel=1e-12) and norm > 100
+    for clip in (0.5, 20.0):
+        short, reported = moved(clip)
+        assert reported == pytest.approx(norm, rel=1e-12), "the norm is that before clipping"
+        assert short.norm().item() == pytest.approx(clip, rel=1e-6)
+        assert torch.allclose(short / short.norm(), whole / whole.norm(), rtol=1e-9)
+    assert torch.allclose(moved(1e9)[0], whole, rtol=1e-12)
+
+
+@pytest.mark.float64
+def test_the_mean_of_a_group_is_clipped_and_not_its_parts() -> None:
+    x = tiny.data(40)
+    apart, joint = after(), after()
+    for batch in x.split(8):
+        apart.accumulate(batch, DataPlate("data", 40))
+    joint.accumulate(x, DataPlate("data", 40))
+    norms = [step.apply(0.01) for step in (apart, joint)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-12) and norms[0] > 0.01
+    assert place(apart) == pytest.approx(place(joint), rel=1e-12)
+
+
+# The state
+
+
+def test_a_state_brings_everything_back() -> None:
+    step = stepper(tiny.ModuleModel(), tiny.ModuleGuide())
+    for _ in range(3):
+        step.step(tiny.data(4), NO_SIZE)
+    state = copy.deepcopy(step.state_dict())
+    ahead = [step.step(tiny.data(4), NO_SIZE).loss.item() for _ in range(2) if not seed(1)]
+    step.accumulate(tiny.data(4), NO_SIZE)
+    step.load_state_dict(state)
+    assert step.steps == 3 and not step.pending
+    assert [step.step(tiny.data(4), NO_SIZE).loss.item() for _ in range(2) if not seed(1)] == ahead
+
+
+def seed(number: int) -> None:
+    pyro.set_rng_seed(number)
+
+
+def test_a_second_batch_is_not_checked_by_pyro_again() -> None:
+    """Also before the first step is taken: a NaN is then a NaN, and no mistake of the program."""
+    step = stepper(tiny.local_model, tiny.param_guide)
+    step.accumulate(tiny.data(4), NO_SIZE)
+    with pytest.raises(NonFiniteError, match="the loss is nan"):
+        step.accumulate(torch.full((4,), math.nan), NO_SIZE)
+    assert step.pending
+
+
+def test_a_distribution_that_cannot_draw_from_nan_is_named() -> None:
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            logits = pyro.param("logit", torch.zeros(())) * x
+            pyro.sample("c", dist.Bernoulli(logits=logits))
+
+    step = stepper(model, guide)
+    step.step(tiny.data(4), NO_SIZE)
+    bad = torch.tensor([0.0, math.nan, 1.0, math.nan])
+    message = r"step 2: site 'c' of the guide: a parameter of its Bernoulli is nan in 2 of 4"
+    with pytest.raises(NonFiniteError, match=message):
+        step.step(bad, NO_SIZE)

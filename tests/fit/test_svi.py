@@ -356,3 +356,48 @@ def test_networks_of_function_programs_are_evaluated_in_eval_mode() -> None:
     svi.evaluate(tiny.data(), 2)
     assert not any(modes[seen:]) and all(modes[:seen]) and network.training
     assert torch.equal(network[1].running_mean, before)
+
+
+def test_a_resumed_call_leaves_the_global_generators_alone(tmp_path) -> None:
+    x = tiny.data()
+    options = {"check": False, "batch_size": 8}
+    first = am.SVI(tiny.local_model, tiny.param_guide)
+    quiet(first, x, max_epochs=1, callbacks=[am.ModelCheckpoint(tmp_path)], **options)
+    pyro.set_rng_seed(5)
+    expected = torch.rand(3)
+    pyro.set_rng_seed(5)
+    again = am.SVI(tiny.local_model, tiny.param_guide)
+    quiet(again, x, max_epochs=2, resume_from=tmp_path, **options)
+    assert torch.equal(torch.rand(3), expected) and again._stepper.steps == 10
+
+
+def test_parameters_that_only_some_batches_declare_are_resumed(tmp_path) -> None:
+    """The short last batch of an epoch declares one more."""
+
+    def guide(x):
+        loc = pyro.param("early", torch.zeros(()))
+        if len(x) == 4:
+            loc = loc + pyro.param("late", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    x, options = tiny.data(20), {"batch_size": 8, "check": False, "seed": 1}
+    whole, first, again = (am.SVI(tiny.local_model, guide, lr=0.1) for _ in range(3))
+    expected = quiet(whole, x, max_epochs=3, **options)
+    quiet(first, x, max_epochs=2, callbacks=[am.ModelCheckpoint(tmp_path)], **options)
+    found = quiet(again, x, max_epochs=3, resume_from=tmp_path, **options)
+    assert whole.params() == again.params() and expected["kl"] == found["kl"]
+    assert whole.params().keys() == {"early", "late"}
+
+
+def test_a_program_that_lacks_a_parameter_is_refused_at_a_resume(tmp_path) -> None:
+    x, options = tiny.data(), {"check": False, "max_epochs": 1}
+    first = am.SVI(tiny.local_model, tiny.param_guide)
+    quiet(first, x, callbacks=[am.ModelCheckpoint(tmp_path)], **options)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.zeros(())) * x, 1.0))
+
+    with pytest.raises(am.CheckpointError, match=r"store\.scale: the file has"):
+        quiet(am.SVI(tiny.local_model, guide), x, resume_from=tmp_path, **options)

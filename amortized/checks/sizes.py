@@ -1,0 +1,55 @@
+"""A second batch of another size, as the last one of an epoch often is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from amortized.checks.data import leaves_of, rows_of
+from amortized.checks.isolation import isolated
+from amortized.checks.places import shortened
+from amortized.checks.report import Finding
+from amortized.loss import VariationalLoss
+from amortized.programs.batches import as_arguments
+from amortized.programs.records import DataPlate
+from amortized.programs.run import Program
+
+
+def size_finding(
+    model: Program,
+    guide: Program,
+    batches: tuple[Any, Any],
+    loss: VariationalLoss,
+    data: DataPlate = DataPlate(),
+) -> Finding | None:
+    """What goes wrong on a second batch, with the parameters that the first one made.
+
+    The pair was found right on the first. Nothing is left behind.
+    """
+    with isolated(model, guide), torch.no_grad():
+        for number, batch in enumerate(batches):
+            args, kwargs = as_arguments(batch)
+            rows = rows_of(leaves_of(batch))
+            try:
+                loss.estimate(model, guide, args, kwargs, data=replace(data, rows=rows))
+            except Exception as error:
+                if number == 0:
+                    return None
+                return _finding(*(rows_of(leaves_of(batch)) for batch in batches), error)
+    return None
+
+
+def _finding(first: int | None, second: int | None, error: Exception) -> Finding:
+    return Finding(
+        "error",
+        "batch-size",
+        None,
+        f"a batch of {second} rows, after one of {first}",
+        shortened(f"it fails: {type(error).__name__}: {error}"),
+        "programs that take batches of every size: the last one of an epoch may be short",
+        "give nothing the size of a minibatch: plates of len(x), and no pyro.param with a row for "
+        "each row of the batch (use a network of x, or parameters of all data in a plate with "
+        "subsample=)",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ import typer
 from torch.utils.data import DataLoader
 
 from amortized.checks.check import check as check_pair
+from amortized.checks.report import CODES
 from amortized.errors import (
     AmortizedError,
     CheckpointError,
+    CheckWarning,
     DataError,
     EstimatorError,
     NonFiniteError,
@@ -42,7 +45,7 @@ app = typer.Typer(
 # typer wraps its own copy of click or the installed one; BadParameter, UsageError, ClickException
 # are the line of descent in both.
 _COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.mro()[2]
-# the first that fits decides: a DataError is a UsageError too
+# the first that fits decides
 _EXIT_CODES = (
     (DataError, 4),
     (UsageError, 2),
@@ -220,8 +223,9 @@ def check(
         batch = _first(built.train, batch_size)
         report = check_pair(built.model, built.guide, batch, loss=source.loss)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
-    if report.errors or (strict and report.warnings):
-        raise typer.Exit(exit_code(ProgramError("")))
+    worst = report.errors or (report.warnings if strict else [])
+    if worst:
+        raise typer.Exit(exit_code(CODES[worst[0].code]("")))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -304,10 +308,11 @@ def _fit(request: Request) -> None:
 
 def _run(request: Request, folder: RunFolder | None) -> None:
     source = request.source
+    if request.overwrite and request.resume:
+        raise UsageError("--resume and --overwrite: go on with the run or start again, not both")
     if folder is not None:
-        if request.overwrite:
-            folder.forget()
-        folder.refuse_another_run(request.resume, FREE)
+        if not request.overwrite:
+            folder.refuse_another_run(request.resume, FREE)
     elif request.resume:
         raise UsageError("--resume: say which run to go on with, --out FOLDER")
     with source.opened() as program:
@@ -317,16 +322,20 @@ def _run(request: Request, folder: RunFolder | None) -> None:
         if request.training["check"]:
             _check(program, first, source.loss)
         print(svi.describe(first))
+        if folder is not None and request.overwrite:  # all else was found right
+            folder.forget()
         started = time.perf_counter()
-        history = svi.fit(
-            program.train,
-            program.val,
-            batch_size=batch_size,
-            seed=source.seed,
-            callbacks=[*_early_stopping(program, request.patience), *_writers(folder)],
-            resume_from=folder.checkpoints if folder is not None and request.resume else None,
-            **{**request.training, "check": False},
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckWarning)  # printed above
+            history = svi.fit(
+                program.train,
+                program.val,
+                batch_size=batch_size,
+                seed=source.seed,
+                callbacks=[*_early_stopping(program, request.patience), *_writers(folder)],
+                resume_from=folder.checkpoints if folder is not None and request.resume else None,
+                **request.training,
+            )
         seconds = time.perf_counter() - started
         print(f"\n{history} in {seconds:.1f} s")
         for notice in history.notices:
@@ -361,9 +370,7 @@ def _check(program: Program, batch: Any, loss: VariationalLoss) -> None:
 
 
 def _writers(folder: RunFolder | None) -> list[Callback]:
-    if folder is None:
-        return []
-    return [folder, ModelCheckpoint(folder.checkpoints)]
+    return [] if folder is None else [folder, ModelCheckpoint(folder.checkpoints)]
 
 
 def _first(data: Any, batch_size: int) -> Any:

@@ -21,7 +21,7 @@ from amortized.estimators.base import Noise, TorchNoise
 from amortized.estimators.choice import Spec
 from amortized.objectives.base import Objective
 from amortized.objectives.elbo import ELBO
-from amortized.programs.batches import as_arguments
+from amortized.programs.batches import aliases, as_arguments
 from amortized.programs.records import DataPlate, Run
 from amortized.programs.run import Program
 from amortized.programs.runner import Runner
@@ -235,7 +235,7 @@ class VariationalLoss(nn.Module, PyroELBO):
     def _dry_run(
         self, model: Program, guide: Program, batch: Any, data: DataPlate | None = None
     ) -> Estimate:
-        args, kwargs = as_arguments(batch)
+        args, kwargs = aliases(*as_arguments(batch))
         with undisturbed(model, guide), torch.no_grad():
             return self.estimate(model, guide, args, kwargs, data=data)
 

@@ -238,3 +238,23 @@ def test_check_finds_what_is_wrong(capsys, program: str) -> None:
     code, out, _ = run(capsys, "check", program, "--estimator", "c=pathwise", "--json")
     (finding,) = json.loads(out)["findings"]
     assert code == 3 and (finding["code"], finding["site"]) == ("estimator-unsupported", "c")
+
+
+def test_overwriting_comes_after_everything_was_found_right(
+    capsys, program: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    fit(capsys, program, "--out", str(out))
+    saved = sorted(path.name for path in (out / "checkpoints").iterdir())
+    for wrong in (("--set", "sise=3"), ("--estimator", "c=pathwise"), ("--resume",)):
+        code, _, _ = run(capsys, "fit", program, "--out", str(out), "--overwrite", *wrong)
+        assert code in (2, 3)
+        assert sorted(path.name for path in (out / "checkpoints").iterdir()) == saved
+    fit(capsys, program, "--out", str(out), "--overwrite", "--epochs", "1")
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == saved[:1]
+
+
+def test_bad_data_have_their_own_exit_code_everywhere(capsys, program: str) -> None:
+    for command in ("check", "fit"):
+        code, out, err = run(capsys, command, program, "--set", "missing=true")
+        assert code == 4 and "row 3" in out + err

@@ -29,6 +29,7 @@ SPECIAL = {
     "checkpoint_metadata": {"ValueError"},
     "checkpoint_values": {"_refused"},
     "report": {"CODES[self.errors[0].code]"},
+    "survey": {"TypeError"},
 }
 # what other protocols ask for: attribute lookups and command lines
 FOREIGN = {"AttributeError", "NotImplementedError", "Exit", "BadParameter", "StopIteration"}

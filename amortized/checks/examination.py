@@ -55,7 +55,7 @@ from amortized.checks.values import loss_findings
 from amortized.errors import AmortizedError, EstimatorError, UsageError
 from amortized.estimate import Estimate
 from amortized.loss import VariationalLoss
-from amortized.programs.batches import as_arguments
+from amortized.programs.batches import aliases, as_arguments
 from amortized.programs.records import DataPlate
 from amortized.programs.run import Program, values_of
 from amortized.programs.study import modules_of
@@ -83,7 +83,7 @@ class Examination:
     ) -> None:
         self.model, self.guide, self.loss = model, guide, loss
         self.leaves = leaves_of(batch)
-        self.args, self.kwargs = as_arguments(batch)
+        self.args, self.kwargs = aliases(*as_arguments(batch))
         self.rows = rows_of(self.leaves)
         self.data = data if data.size is None else replace(data, rows=self.rows or 1)
         self.frozen = frozen

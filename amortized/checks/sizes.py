@@ -12,7 +12,7 @@ from amortized.checks.isolation import isolated
 from amortized.checks.places import shortened
 from amortized.checks.report import Finding
 from amortized.loss import VariationalLoss
-from amortized.programs.batches import as_arguments
+from amortized.programs.batches import aliases, as_arguments
 from amortized.programs.records import DataPlate
 from amortized.programs.run import Program
 
@@ -30,14 +30,15 @@ def size_finding(
     """
     with isolated(model, guide), torch.no_grad():
         for number, batch in enumerate(batches):
-            args, kwargs = as_arguments(batch)
+            args, kwargs = aliases(*as_arguments(batch))
             rows = rows_of(leaves_of(batch))
             try:
                 loss.estimate(model, guide, args, kwargs, data=replace(data, rows=rows))
             except Exception as error:
                 if number == 0:
                     return None
-                return _finding(*(rows_of(leaves_of(batch)) for batch in batches), error)
+                first, second = (rows_of(leaves_of(batch)) for batch in batches)
+                return _finding(first, second, error)
     return None
 
 

@@ -44,7 +44,7 @@ class MovingBuffers:
 
     def look(self, before: Iterable[Copy]) -> None:
         """Learns from a run which of them it moved."""
-        moved = {(id(module), name) for module, name, *of in before if _moved(module, name, *of)}
+        moved = {(id(copy[0]), copy[1]) for copy in before if _moved(*copy)}
         self._moving = self._always | moved | (self._moving if self._looked else set())
         self._looked = True
 

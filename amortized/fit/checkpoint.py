@@ -44,11 +44,23 @@ State = dict[str, Any]
 Migration = Callable[[State, Metadata], tuple[State, Metadata]]
 Place = str | os.PathLike[str]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+UNKNOWN: Final = "unknown"
+"""What an older file does not say."""
 STATE: Final = "state.pt"
 METADATA: Final = "metadata.json"
 
-_MIGRATIONS: Final[Mapping[int, Migration]] = MappingProxyType({})
+
+def _with_rows_and_schedules(state: State, metadata: Metadata) -> tuple[State, Metadata]:
+    """Version 1 did not say how many rows a batch had, nor whether the rates had a schedule."""
+    moment = state.get("moment")
+    if isinstance(moment, dict) and isinstance(moment.get("identity"), dict):
+        new = {"rows a batch": UNKNOWN, "learning-rate schedules": UNKNOWN}
+        moment["identity"] = new | moment["identity"]
+    return state, metadata
+
+
+_MIGRATIONS: Final[Mapping[int, Migration]] = MappingProxyType({1: _with_rows_and_schedules})
 
 _ZIP: Final = b"PK\x03\x04"
 _REASONS: Final = 3

@@ -263,14 +263,14 @@ class _Sink:
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.hash = hashlib.sha256()
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         """Writes bytes, unless an earlier write failed."""
         if self.error is None:
             try:
                 self.file.write(data)
-            except OSError as error:
+            except (OSError, KeyboardInterrupt) as error:
                 self.error = error
             self.hash.update(data)
         return len(data)

@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -49,6 +50,7 @@ def storable(value: Any, where: str = "state") -> Any:
 
 
 def _storable(value: Any, where: str) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
     kind = type(value)
     if isinstance(value, Tensor):
         return _stored_tensor(value, where)
@@ -114,6 +116,7 @@ def json_value(value: Any, where: str) -> Any:
 
 
 def _json_value(value: Any, where: str) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
     if type(value) in _NUMBERS:
         return value
     if type(value) in _SEQUENCES:

@@ -30,6 +30,10 @@ class Batches(ABC):
     size: int | None
     num_batches: int | None
 
+    def rows_asked(self) -> int | None:
+        """Rows in a batch, where that is not the loader's affair."""
+        return None
+
     def generators(self) -> list[torch.Generator]:
         """Generators of the user's own that decide the order of a pass."""
         return []
@@ -77,6 +81,10 @@ class TensorBatches(Batches):
             stop = start + self.batch_size
             rows = slice(start, stop) if order is None else order[start:stop]
             yield map_tensors(lambda tensor, rows=rows: tensor[rows], self.tree)
+
+    def rows_asked(self) -> int | None:
+        """As given."""
+        return self.batch_size
 
     def peek(self, rows: int | None = None) -> Any:
         """A slice."""
@@ -137,6 +145,10 @@ class DatasetBatches(Batches):
         if not self.size:
             raise DataError("the data set is empty or has no length: expected a map-style Dataset")
         self.num_batches = -(-self.size // batch_size)
+
+    def rows_asked(self) -> int | None:
+        """As given."""
+        return self.batch_size
 
     def peek(self, rows: int | None = None) -> Any:
         """Collated; items are made again when their turn comes."""

@@ -90,8 +90,9 @@ class RunFolder(Callback):
 
     def _refuse_other_config(self, free: tuple[str, ...]) -> None:
         before = _read_json(self.path / CONFIG)
-        for name in before.keys() | self.config.keys():
-            then, now = before.get(name), self.config.get(name)
+        # an option that one of the two does not know, being of another version, says nothing
+        for name, now in self.config.items():
+            then = before.get(name, now)
             if name not in free and then != now:
                 raise UsageError(
                     f"--resume: the run in {self.path} had {name} = {json.dumps(then)}, and now it "

@@ -7,6 +7,7 @@ import math
 import secrets
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,7 @@ class Loop:
         finally:
             report.close(self.history)
             self.stepper.discard()
+            self.stepper.detect_anomaly = False
         return self.history
 
     def _resumed(self) -> dict[str, Any] | None:
@@ -91,9 +93,9 @@ class Loop:
         moment, state = self._moment, self.state
         if not moment.mid_epoch:
             state.epoch, state.batch = state.epoch + 1, 0
+            self._call("on_train_epoch_start")
             moment.start_epoch(self.plan.train)
             self._recovery.epoch_start()
-            self._call("on_train_epoch_start")
         started = time.perf_counter()
         try:
             self._train(report)
@@ -151,7 +153,9 @@ class Loop:
         self._moment.weigh(weight)
         state.whole = False
         try:
-            estimate = self.stepper.accumulate(batch, plan.data, weight)
+            # in a group every data point counts the same
+            share = 1.0 if plan.accumulate_grad_batches == 1 else float(batch_length(batch))
+            estimate = self.stepper.accumulate(batch, plan.data, weight, share)
             self._moment.averager.add(Terms.of(estimate), batch_length(batch))
         except NonFiniteError as error:
             self._recover(error)
@@ -216,6 +220,7 @@ class Loop:
             place = f"epoch {state.epoch}, validation batch"
             for batch in itertools.islice(_guarded(plan.val.epoch(), place), plan.val_batches):
                 done += 1
+                self._interrupts.check()
                 estimate = self.stepper.evaluated(batch, plan.data)
                 if not math.isfinite(estimate.loss.item()):
                     self._bad_validation(f"{place} {done}", estimate)
@@ -278,32 +283,44 @@ class Loop:
         except (KeyboardInterrupt, Interrupted) as interrupt:
             self._end(interrupt)
         except (Exception, SystemExit) as error:
-            own = isinstance(error, AmortizedError) and not isinstance(error, DataError)
-            if self._interrupts.received is not None and not own:
+            if self._interrupts.received is not None and isinstance(error, DataError):
                 # a signal also ends the workers of a loader
                 self._end(Interrupted(self._interrupts.received))
                 return
-            self._call("on_exception", error)
+            for failure in self._after_error(error):
+                warnings.warn(f"{failure}; training had ended with {error!r}", stacklevel=2)
             raise
 
     def _end(self, interrupt: BaseException) -> None:
         """Saves first, then counts the epoch that was cut short."""
-        self._call("on_exception", interrupt)
+        failures = self._after_error(interrupt)
         if self._moment.mid_epoch and self._moment.averager.weight:
             self._record({})
         self.history.stopped = "interrupted"
+        if failures:  # what was learned is in memory, and not where it was to be saved
+            raise failures[0]
         if isinstance(interrupt, Interrupted) and interrupt.terminates:
             self.history.stopped = "terminated"
             sys.exit(128 + interrupt.number)
+
+    def _after_error(self, error: BaseException) -> list[Exception]:
+        """Every callback hears of it; what fails there must not hide it, and is returned."""
+        failures: list[Exception] = []
+        for callback in self.plan.callbacks:
+            try:
+                callback.on_exception(self.state, error)
+            except Exception as failure:
+                failures.append(failure)
+        return failures
 
     def _call(self, hook: str, *args: BaseException) -> None:
         for callback in self.plan.callbacks:
             getattr(callback, hook)(self.state, *args)
 
 
-def _guarded(batches: Iterator[Any], place: str, done: int = 0) -> Iterator[Any]:
+def _guarded(batches: Iterator[Any], place: str) -> Iterator[Any]:
     """The same batches; an error of the user's loader says where training stood."""
-    for number in itertools.count(done + 1):
+    for number in itertools.count(1):
         try:
             batch = next(batches)
         except StopIteration:

@@ -153,8 +153,13 @@ class ModelCheckpoint(Callback):
         for path in reversed(listed(self.dirpath)):
             try:
                 about = read(path).metadata
-            except CheckpointError:
-                continue  # damaged: perhaps the reason why an earlier one was resumed
+            except CheckpointError as error:
+                if origin is not None and origin.parent.resolve() == self.dirpath.resolve():
+                    continue  # damaged: perhaps the reason why an earlier one was resumed
+                raise CheckpointError(
+                    f"{self.dirpath} holds {path.name}, which this training did not write and "
+                    f"cannot read ({error}); remove it, or name another folder"
+                ) from error
             ours = about["config"].get("training") == state.training
             if ours and about["step"] <= stands:
                 continue

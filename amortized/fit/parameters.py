@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from amortized.errors import ProgramError
 from amortized.fit.rng import side_stream
+from amortized.programs.batches import aliases
 from amortized.programs.run import is_guide_messenger
 from amortized.programs.study import modules_of, run_alone
 
@@ -85,7 +86,7 @@ class Parameters:
             return
         scratch_scope = pyro.get_param_store().scope()
         with scratch_scope as scratch, evaluation_mode(*self.networks), side_stream():
-            run_alone(self.guide, args, kwargs)
+            run_alone(self.guide, *aliases(args, kwargs))
         self._guide_names = set(scratch["params"])
 
     def groups(self) -> dict[str, list[Tensor]]:

@@ -68,6 +68,11 @@ class Plan:
         for callback in self.callbacks:
             if isinstance(callback, EarlyStopping):
                 callback.refuse_unknown_monitor(self.val is not None)
+                if callback.monitor == "train_loss" and not self.kl_weight.constant:
+                    raise UsageError(
+                        "EarlyStopping watches 'train_loss', which carries the weight of the KL, "
+                        "and that grows: watch 'val_loss', or 'train_elbo' with mode='max'"
+                    )
         folders = [c.dirpath.resolve() for c in self.callbacks if isinstance(c, ModelCheckpoint)]
         if len(set(folders)) < len(folders):
             raise UsageError(
@@ -107,7 +112,9 @@ class Plan:
         """What must be the same for a training to be resumed in the middle of an epoch."""
         return {
             "data points": self.train.size,
+            "rows a batch": self.train.rows_asked(),
             "batches": self.train_batches,
+            "learning-rate schedules": int(self.schedule is not None),
             "accumulate_grad_batches": self.accumulate_grad_batches,
             "generators of its own": len(self.train.generators()),
         }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from amortized.errors import DataError, ProgramError
+from amortized.errors import CheckWarning, DataError, ProgramError
 from amortized.fit.data import batch_length, structure_of
 from amortized.fit.plan import Plan
 from amortized.fit.rng import preserved_rng
@@ -34,17 +35,22 @@ def preflight(stepper: Stepper, plan: Plan) -> bool:
             "take the same arguments from both: pass validation data of the same structure"
         )
     stepper.check(first, plan.data)
-    _check_rows(stepper, plan)
+    _check_rows(stepper, plan, first)
+    _check_data_plate(stepper, plan, first)
     _check_last_batch(stepper, plan, first)
     return True
 
 
-def _check_rows(stepper: Stepper, plan: Plan) -> None:
+def _check_rows(stepper: Stepper, plan: Plan, first: Any) -> None:
     """NaN and infinity far from the first batch: only the programs know whether they are masked."""
     rows = plan.train.non_finite_rows()
     if not rows:
         return
-    report = stepper.report(plan.train.rows(rows[:_AT_ONCE]), plan.data)
+    # among others, as in a batch of training: programs may want as many rows as they get there
+    size, usual = plan.train.size or 0, batch_length(first)
+    few = rows[: min(_AT_ONCE, usual)]
+    others = [row for row in range(size) if row not in set(few)][: usual - len(few)]
+    report = stepper.report(plan.train.rows(few + others), plan.data)
     bad = [finding for finding in report.errors if finding.code in ("data-nan", "data-inf")]
     if bad:
         worst = next((finding for finding in bad if finding.site is not None), bad[0])
@@ -52,7 +58,19 @@ def _check_rows(stepper: Stepper, plan: Plan) -> None:
             f"{worst.where}: NaN or infinity in {_named(rows)} of the data set; expected finite "
             f"numbers; {worst.advice}"
         )
-    report.raise_errors()
+
+
+def _check_data_plate(stepper: Stepper, plan: Plan, first: Any) -> None:
+    """Without a data plate every minibatch counts as the whole data set."""
+    size, rows = plan.train.size, batch_length(first)
+    if size is not None and rows < size and stepper.lacks_data_plate(first, plan.data):
+        warnings.warn(
+            f"no plate holds the observations, so each minibatch of {rows} rows counts as the "
+            f"whole data set of {size}, and global latents are charged {-(-size // rows)} times an "
+            "epoch; put the observations into pyro.plate('data', len(x)), or pass all data at once",
+            CheckWarning,
+            stacklevel=2,
+        )
 
 
 def _check_last_batch(stepper: Stepper, plan: Plan, first: Any) -> None:

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from amortized.errors import CheckpointError
 from amortized.fit import checkpoint
 from amortized.fit.callbacks import Callback, FitState
-from amortized.fit.checkpoint import Checkpoint
+from amortized.fit.checkpoint import UNKNOWN, Checkpoint
 from amortized.fit.checkpoint_values import fingerprint
 from amortized.fit.data import Batches
 from amortized.fit.plan import Plan
@@ -154,7 +154,7 @@ def resumed(path: Path, stepper: Stepper, plan: Plan) -> Checkpoint:
         )
     saved = found.state["moment"]["identity"]
     for name, ours in plan.identity.items():
-        if saved[name] != ours:
+        if saved[name] not in (ours, UNKNOWN):
             raise CheckpointError(
                 f"{found.path}: the training had {saved[name]} {name}, and this one has {ours}; "
                 "resume with the same data and batch size"
@@ -203,7 +203,7 @@ def refuse_other_program(
 
 def _parameters_of(found: Checkpoint) -> dict[str, Tensor]:
     """What the file really holds, which is what will be loaded."""
-    saved = found.state.get("parameters")
+    saved: Any = found.state.get("parameters")
     ours = isinstance(saved, dict) and isinstance(found.state.get("data"), dict)
     if not ours or not all(isinstance(value, Tensor) for value in saved.values()):
         raise CheckpointError(

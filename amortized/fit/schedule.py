@@ -40,6 +40,11 @@ class KLWeight:
             raise UsageError(f"n_epochs_kl_warmup={warmup}: expected at least 1, or None")
         self.weight, self.warmup = weight, warmup
 
+    @property
+    def constant(self) -> bool:
+        """Whether it never changes."""
+        return self.warmup is None and not callable(self.weight)
+
     def __call__(self, *, step: int, epochs: float) -> float:
         """The weight at a step, after so many epochs."""
         weight = self.weight
@@ -95,6 +100,8 @@ class LearningRateSchedule:
         """
         if self._scheduler is not None:
             return
+        for group in optimizer.param_groups:  # an earlier schedule's, which torch would go back to
+            group.pop("initial_lr", None)
         try:
             built = self.factory(optimizer)
         except (TypeError, ValueError) as error:
@@ -163,7 +170,8 @@ class LearningRateSchedule:
             return
         self._scale_rates(1 / self._factor)
         try:
-            self._scheduler.step(*watched)
+            scheduler: Any = self._scheduler  # one that watches a number is stepped with it
+            scheduler.step(*watched)
         except ValueError as error:
             raise UsageError(
                 f"scheduler: {type(self._scheduler).__name__} cannot move on: {error}; make it "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from amortized.checks.check import inspect_pair
+from amortized.checks.isolation import isolated
 from amortized.checks.report import Finding, Report
 from amortized.checks.sizes import size_finding
 from amortized.errors import CheckWarning, NonFiniteError
@@ -25,7 +26,7 @@ from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.parameters import Parameters, evaluation_mode
 from amortized.fit.rng import side_stream
 from amortized.loss import VariationalLoss
-from amortized.programs.batches import as_arguments
+from amortized.programs.batches import aliases, as_arguments
 from amortized.programs.records import DataPlate
 
 
@@ -62,8 +63,8 @@ class Terms:
 class Stepper:
     """A pair, its loss, its parameters and its optimizer: everything that one step moves.
 
-    `accumulate` adds the gradient of a batch, `apply` moves the parameters by the mean of what was
-    added. A loss or a gradient that is not finite moves nothing.
+    `accumulate` adds the gradient of a batch, `apply` moves the parameters by the weighted mean of
+    what was added. A loss or a gradient that is not finite moves nothing.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Stepper:
         self._validated = False
         self._asked: torch.device | None = None
         self._first: Tensor | None = None
-        self._added = 0
+        self._added = 0.0
         self._buffers = MovingBuffers([])
         self._estimators = -1
         self._before_group: list[Copy] = []
@@ -118,14 +119,24 @@ class Stepper:
         for finding in report.warnings:
             warnings.warn(str(finding), CheckWarning, stacklevel=2)
 
+    def lacks_data_plate(self, batch: Any, data: DataPlate) -> bool:
+        """Whether the model observes something, and no plate holds what it observes."""
+        args, kwargs = aliases(*as_arguments(self.placed(batch)))
+        with self.parameters.scope(), isolated(self.model, self.guide), torch.no_grad():
+            estimate = self.loss.estimate(self.model, self.guide, args, kwargs, data=data)
+            observed = [r for r in estimate.run.model.values() if r.observed]
+            return bool(observed) and not any(r.sizes for r in observed)
+
     def other_size(self, first: Any, second: Any, data: DataPlate) -> Finding | None:
         """What the check finds on a second batch of another size."""
         with self.parameters.scope():
             batches = self.placed(first), self.placed(second)
             return size_finding(self.model, self.guide, batches, self.loss, data)
 
-    def accumulate(self, batch: Any, data: DataPlate, kl_weight: float = 1.0) -> Estimate:
-        """Adds the gradient of the loss per data point; estimators learn from it.
+    def accumulate(
+        self, batch: Any, data: DataPlate, kl_weight: float = 1.0, weight: float = 1.0
+    ) -> Estimate:
+        """Adds ``weight`` times the gradient of the loss per data point; estimators learn from it.
 
         Raises:
             NonFiniteError: the loss is NaN or infinite; nothing has moved.
@@ -146,6 +157,7 @@ class Stepper:
                 if self._added == 0:
                     self.optimizer.zero_grad()
                 loss = estimate.loss / (estimate.data_size or 1)
+                loss = loss if weight == 1.0 else loss * weight
                 if self.detect_anomaly:
                     watched_backward(loss, estimate, self.optimizer.leaves())
                 else:
@@ -153,7 +165,7 @@ class Stepper:
             self.loss.learn(estimate)
         self._buffers.look(before)
         self._before_group = before if self._added == 0 else self._before_group
-        self._added += 1
+        self._added += weight
         self._validated = True
         return estimate
 
@@ -168,7 +180,7 @@ class Stepper:
         """
         leaves = [leaf for leaf in self.optimizer.leaves() if leaf.grad is not None]
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
-        if self._added > 1:
+        if self._added != 1.0:
             for gradient in gradients:
                 gradient.div_(self._added)
         self._added = 0

@@ -22,6 +22,25 @@ def as_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (batch,), {}
 
 
+def aliases(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same arguments as new tensor objects, for a run that must leave no trace.
+
+    Transforms with a cache know their last argument by its identity: a run without gradients on
+    the very tensor that training uses next would answer for it.
+    """
+    return _alias(args), _alias(dict(kwargs))
+
+
+def _alias(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value if value.requires_grad or type(value) is not Tensor else value.detach()
+    if type(value) in (tuple, list):
+        return type(value)(map(_alias, value))
+    if type(value) is dict:
+        return {key: _alias(item) for key, item in value.items()}
+    return value
+
+
 def signature_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
     """A hashable key of everything that shapes a run: tensor shapes and dtypes, flags, strings.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amortized.errors import ProgramError
+from amortized.programs.batches import aliases
 from amortized.programs.handlers import Context
 from amortized.programs.records import Layout, Run
 from amortized.programs.run import run_pair, values_of
@@ -70,6 +71,7 @@ def _replay(
     model: Any, guide: Any, args: Any, kwargs: Any, context: Context, seed: int
 ) -> dict[Key, Tensor]:
     """The terms of a run with fixed values, by name and side."""
+    args, kwargs = aliases(args, kwargs)
     with undisturbed(model, guide), torch.no_grad(), _dropout_off(model, guide):
         torch.manual_seed(seed)
         run = run_pair(model, guide, args, kwargs, context)

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from amortized.errors import UsageError
 from amortized.estimators.base import Noise, TorchNoise, base_of
-from amortized.programs.batches import key_of
+from amortized.programs.batches import aliases, key_of
 from amortized.programs.handlers import Context, GuideHandler
 from amortized.programs.records import DataPlate, Layout, Run, SiteRecord
 from amortized.programs.run import execute, run_pair, with_room
@@ -80,6 +80,7 @@ def probe(
     noise: Noise,
 ) -> Study:
     """Run the pair once with one plain draw a site, to see its sites and plates."""
+    args, kwargs = aliases(args, kwargs)
 
     def attempt(room: int) -> Run:
         context = Context(Layout(room), noise, data=replace(data, size=None))

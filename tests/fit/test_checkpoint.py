@@ -49,7 +49,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for found in (read(path), read(str(path)), read(path.parent), newest(path.parent)):
         assert found.path == path and same(found.state, state_of(3))
         about = found.metadata
-        assert (about["format_version"], about["step"], about["epoch"]) == (1, 3, 1)
+        assert (about["format_version"], about["step"], about["epoch"]) == (2, 3, 1)
         assert about["metrics"] == {"val_loss": 0.125}
         assert about["config"] == {"lr": 1e-3, "hidden": [64, 8], "name": "vae"}
         assert about["fingerprint"]["parameters"]["decoder.weight"] == ["float32", [6, 4]]
@@ -559,12 +559,23 @@ def test_a_stored_file_passes_through_migrations(monkeypatch: pytest.MonkeyPatch
     assert found.state["count"] == 2
 
 
+def test_a_training_of_version_1_does_not_say_how_many_rows_a_batch_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT_VERSION", 1)
+        path = save(tmp_path, 1, state={"moment": {"identity": {"batches": 6}}})
+    identity = read(path).state["moment"]["identity"]
+    unknown = dict.fromkeys(("rows a batch", "learning-rate schedules"), checkpoint.UNKNOWN)
+    assert identity == {**unknown, "batches": 6}
+
+
 def test_metadata_are_checked_after_migrations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
-    monkeypatch.setattr(checkpoint, "_MIGRATIONS", {1: lambda s, m: (s, {"format_version": 1})})
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(checkpoint, "_MIGRATIONS", {2: lambda s, m: (s, {"format_version": 2})})
     with pytest.raises(CheckpointError, match="its metadata lack 'versions'"):
         read(path)
 
@@ -574,10 +585,10 @@ def test_a_newer_format_is_refused_by_both_versions(
 ) -> None:
     save(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT_VERSION", 2)
+        patch.setattr(checkpoint, "FORMAT_VERSION", 3)
         newer = save(tmp_path, 2)
-        assert read(newer).metadata["format_version"] == 2
-    message = r"its format version is 2; this version of amortized reads versions up to 1: upgrade"
+        assert read(newer).metadata["format_version"] == 3
+    message = r"its format version is 3; this version of amortized reads versions up to 2: upgrade"
     with pytest.raises(CheckpointError, match=message):
         read(newer)
     with pytest.warns(UserWarning, match=message):

@@ -74,11 +74,15 @@ def test_a_state_brings_everything_back() -> None:
     found.stopped, found.per_datum, found.notices = "early stopped", False, ["look here"]
     again = History(max_epochs=9)
     again.record({"strange": 1.0})
-    again.load_state_dict(found.state_dict())
+    state = found.state_dict()
+    again.load_state_dict(state)
     assert list(again) == list(found) and again.epochs == 2 and again.max_epochs == 9
     for name, values in found.items():
         assert np.array_equal(again[name], values, equal_nan=True)
     assert (again.per_datum, again.notices) == (False, ["look here"])
     assert again.stopped is None, "it goes on"
     again.record({"train_loss": 1.0})
-    assert found.epochs == 2 and len(found["train_loss"]) == 2, "nothing is shared"
+    found.notices.append("and there")
+    for values in (*found.values(), *state["values"].values()):
+        assert len(values) == 2, "nothing is shared"
+    assert state["notices"] == again.notices == ["look here"]

@@ -302,11 +302,13 @@ def test_what_is_written_beside_a_damaged_one_stays(tmp_path) -> None:
     assert names(tmp_path) == ["25-v2"]
 
 
-def test_a_fresh_start_beside_damaged_ones(tmp_path) -> None:
+def test_a_fresh_start_touches_nothing_that_it_cannot_read(tmp_path) -> None:
+    """It may be another training's, damaged or of a newer format: it would be pruned."""
     run(scored(tmp_path), epochs=1)
     spoil(tmp_path / "step-00000005")
-    run(scored(tmp_path), epochs=1)
-    assert names(tmp_path) == ["05", "05-v2"]
+    with pytest.raises(CheckpointError, match="step-00000005, which this training did not write"):
+        run(scored(tmp_path), epochs=1)
+    assert names(tmp_path) == ["05"]
 
 
 @pytest.mark.parametrize(

@@ -255,8 +255,10 @@ def test_restoring_is_in_place() -> None:
     with torch.no_grad():
         for tensor in parameters.tensors().values():
             tensor += 1
+    places = {name: tensor.data_ptr() for name, tensor in parameters.tensors().items()}
     parameters.restore(kept)
     for name, tensor in parameters.tensors().items():
+        assert tensor.data_ptr() == places[name] != kept[name].data_ptr()
         assert torch.equal(tensor, kept[name]) and id(tensor) == before[name]
 
 

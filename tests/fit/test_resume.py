@@ -159,7 +159,7 @@ def same(first: dict, second: dict) -> None:
 
 
 def callbacks(folder, every: int | None, *more: Callback) -> list:
-    stopping = am.EarlyStopping("train_loss", patience=3)
+    stopping = am.EarlyStopping("train_elbo", patience=3, mode="max")
     return [stopping, am.ModelCheckpoint(folder, "train_loss", every_n_steps=every), *more]
 
 

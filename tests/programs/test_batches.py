@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.transforms import affine_autoregressive
 
-from amortized.programs.batches import as_arguments, signature_of
+import amortized as am
+from amortized.programs.batches import aliases, as_arguments, signature_of
 
 X, Y = torch.zeros(4, 2), torch.ones(4)
 
@@ -82,3 +86,34 @@ def test_a_signature_is_a_key_whatever_the_order_of_names() -> None:
 
 def test_positional_and_named_are_different_calls() -> None:
     assert signature_of((X,), {}) != signature_of((), {"x": X})
+
+
+def test_aliases_are_other_objects_with_the_same_numbers() -> None:
+    x, leaf = torch.zeros(2), torch.zeros(2, requires_grad=True)
+    (first, (second,)), named = aliases((x, [x]), {"y": x, "leaf": leaf, "n": 3})
+    assert first is not x and second is not x and named["y"] is not x
+    assert first.data_ptr() == x.data_ptr() and named["leaf"] is leaf and named["n"] == 3
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_flow_as_the_likelihood_learns_from_its_first_step(check: bool) -> None:
+    """Its cache would answer for the very tensor that the warm-up ran on, without gradients."""
+    pyro.set_rng_seed(0)
+    flow = affine_autoregressive(2)
+
+    def model(x):
+        pyro.module("flow", flow)
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.TransformedDistribution(base, [flow]), obs=x)
+
+    def guide(x):
+        pass
+
+    x = torch.randn(20, 2) * 2 + 1
+    if check:
+        assert am.check(model, guide, x).ok
+    before = [p.detach().clone() for p in flow.parameters()]
+    svi = am.SVI(model, guide, lr=0.1)
+    svi.step(x)
+    assert any(not torch.equal(a, b) for a, b in zip(before, flow.parameters(), strict=True))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -155,6 +156,15 @@ class VariationalLoss(nn.Module, PyroELBO):
         if not self._checked_keys:
             self._check_keys(model, guide, args, kwargs, source)
         return Estimate(-assembled.bound, run, plate, kl_weight, assembled.costs)
+
+    @contextmanager
+    def captured(self) -> Iterator[None]:
+        """While a step is captured, nothing is looked at that a replay would not repeat."""
+        self._runner.looks = False
+        try:
+            yield
+        finally:
+            self._runner.looks = True
 
     def learn(self, estimate: Estimate) -> None:
         """Moves the state of the estimators by what an estimate cost; in training only."""

@@ -42,6 +42,11 @@ class MovingBuffers:
                 found.append((module, name, buffer, buffer._version, value))
         return found
 
+    def values(self) -> list[Tensor]:
+        """Clones of all of them."""
+        found = (module._buffers.get(name) for module, name in self._places)
+        return [buffer.clone() for buffer in found if buffer is not None]
+
     def look(self, before: Iterable[Copy]) -> None:
         """Learns from a run which of them it moved."""
         moved = {(id(copy[0]), copy[1]) for copy in before if _moved(*copy)}

@@ -11,7 +11,8 @@ from torch import Tensor
 from amortized.errors import ProgramError, UsageError
 from amortized.estimate import LogWeights
 from amortized.fit.data import Batches, batch_length
-from amortized.fit.step import Averager, Stepper
+from amortized.fit.step import Stepper
+from amortized.fit.terms import Averager
 from amortized.programs.records import DataPlate
 
 

@@ -27,7 +27,8 @@ from amortized.fit.progress import Reporter, reporter
 from amortized.fit.recovery import recovery_of
 from amortized.fit.resume import Moment, resumed
 from amortized.fit.rng import fresh_seed, restore_rng, seeded
-from amortized.fit.step import Averager, Stepper, Terms
+from amortized.fit.step import Stepper
+from amortized.fit.terms import Averager, Terms
 
 
 @final
@@ -155,8 +156,8 @@ class Loop:
         try:
             # in a group every data point counts the same
             share = 1.0 if plan.accumulate_grad_batches == 1 else float(batch_length(batch))
-            estimate = self.stepper.accumulate(batch, plan.data, weight, share)
-            self._moment.averager.add(Terms.of(estimate), batch_length(batch))
+            terms = self.stepper.accumulate(batch, plan.data, weight, share)
+            self._moment.averager.add(terms, batch_length(batch))
         except NonFiniteError as error:
             self._recover(error)
             apply = apply and self.stepper.pending

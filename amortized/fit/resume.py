@@ -21,7 +21,8 @@ from amortized.fit.data import Batches
 from amortized.fit.plan import Plan
 from amortized.fit.recovery import Recovery
 from amortized.fit.rng import preserved_rng, restore_rng, rng_state
-from amortized.fit.step import Averager, Stepper
+from amortized.fit.step import Stepper
+from amortized.fit.terms import Averager
 from amortized.programs.records import DataPlate
 
 # so many batches are looked at for parameters that only some branches declare

@@ -56,6 +56,19 @@ def fresh_seed() -> int:
     return int(torch.randint(2**31, ()))
 
 
+def torch_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The state of torch's generators, on the CPU and on every GPU in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), list(cuda)
+
+
+def restore_torch(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    """Puts them back."""
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
 def rng_state() -> dict[str, Any]:
     """The state of every global generator, as tensors, numbers, strings and tuples.
 

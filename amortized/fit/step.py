@@ -1,4 +1,4 @@
-"""One optimizer step, and the terms of a bound per data point."""
+"""One optimizer step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, final
+from dataclasses import replace
+from typing import Any, Final, Literal, final
 
 import pyro
 import torch
@@ -17,46 +17,22 @@ from amortized.checks.check import inspect_pair
 from amortized.checks.isolation import isolated
 from amortized.checks.report import Finding, Report
 from amortized.checks.sizes import size_finding
-from amortized.errors import CheckWarning, NonFiniteError
+from amortized.errors import CheckWarning, NonFiniteError, ProgramError
 from amortized.estimate import Estimate, LogWeights
 from amortized.fit.anomaly import named_gradients, watched_backward
 from amortized.fit.buffers import Copy, MovingBuffers, put_back
+from amortized.fit.capture import CaptureError, StepGraphs
 from amortized.fit.data import batch_length, map_tensors
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.parameters import Parameters, evaluation_mode
-from amortized.fit.rng import side_stream
+from amortized.fit.rng import restore_torch, side_stream, torch_state
+from amortized.fit.terms import Terms
 from amortized.loss import VariationalLoss
 from amortized.programs.batches import aliases, as_arguments
 from amortized.programs.records import DataPlate
 
-
-@dataclass(frozen=True)
-class Terms:
-    """The terms of one batch in nats, detached: per data point, or totals without a data plate.
-
-    ``values`` maps ``loss``, ``elbo``, ``reconstruction``, ``kl`` and ``kl/<site>`` to scalars.
-    ``local`` names the latents that each data point has for itself.
-    """
-
-    values: dict[str, Tensor]
-    per_datum: bool
-    local: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, estimate: Estimate) -> Terms:
-        """Of an estimate in Pyro's scale: divided by the full size of its data plate."""
-        size = estimate.data_size or 1
-        values = {
-            "loss": estimate.loss.detach(),
-            "elbo": estimate.elbo,
-            "reconstruction": estimate.reconstruction,
-            "kl": estimate.kl,
-            **{f"kl/{name}": value for name, value in estimate.kl_per_site.items()},
-        }
-        plate, guide = estimate.data_plate, estimate.run.guide
-        local = frozenset(name for name, record in guide.items() if plate in record.sizes)
-        scaled = {name: value / size for name, value in values.items()}
-        return cls(scaled, estimate.data_size is not None, local)
+Compile = Literal["off", "graph"]
+COMPILE: Final = ("off", "graph")
 
 
 @final
@@ -75,11 +51,13 @@ class Stepper:
         optimizer: GroupedOptimizer,
         *,
         validate: bool = False,
+        compile: Compile = "off",
     ) -> None:
         self.model, self.guide, self.loss = model, guide, loss
         self.optimizer = optimizer
         self.parameters = Parameters(model, guide, loss)
         self.validate = validate
+        self.compile: Compile = compile
         self.detect_anomaly = False
         self.steps = 0
         self._count = -1
@@ -87,6 +65,7 @@ class Stepper:
         self._asked: torch.device | None = None
         self._first: Tensor | None = None
         self._added = 0.0
+        self._graphs: StepGraphs | None = None
         self._buffers = MovingBuffers([])
         self._estimators = -1
         self._before_group: list[Copy] = []
@@ -135,21 +114,29 @@ class Stepper:
 
     def accumulate(
         self, batch: Any, data: DataPlate, kl_weight: float = 1.0, weight: float = 1.0
-    ) -> Estimate:
+    ) -> Terms:
         """Adds ``weight`` times the gradient of the loss per data point; estimators learn from it.
 
         Raises:
             NonFiniteError: the loss is NaN or infinite; nothing has moved.
+            ProgramError: the step was to be captured, and cannot be.
         """
         self.warm_up(batch)
         batch = self.placed(batch)
+        data = replace(data, rows=batch_length(batch))
+        if self.compile == "graph" and not self.detect_anomaly:
+            terms = self._replayed(batch, data, kl_weight, weight)
+            if terms is not None:
+                return terms
+        return Terms.of(self._accumulated(batch, data, kl_weight, weight))
+
+    def _accumulated(
+        self, batch: Any, data: DataPlate, kl_weight: float, weight: float
+    ) -> Estimate:
+        """The same, as the programs are written."""
         with self.parameters.scope(), self._validation():
-            args, kwargs = as_arguments(batch)
-            data = replace(data, rows=batch_length(batch))
             with self._buffers_kept_on_error() as before:
-                estimate = self.loss.estimate(
-                    self.model, self.guide, args, kwargs, data=data, kl_weight=kl_weight
-                )
+                estimate = self._estimate(batch, data, kl_weight)
                 if not math.isfinite(estimate.loss.item()):
                     raise NonFiniteError(estimate.non_finite_report(), estimate.site_table())
                 if self.parameters.count() != self._count:
@@ -168,6 +155,44 @@ class Stepper:
         self._added += weight
         self._validated = True
         return estimate
+
+    def _replayed(
+        self, batch: Any, data: DataPlate, kl_weight: float, weight: float
+    ) -> Terms | None:
+        """The same, from a graph; None where there is none yet."""
+        if self._graphs is None:
+            self._graphs = StepGraphs(
+                lambda batch, weight, data: self._estimate(batch, data, weight),
+                self.loss.learn,
+                self.parameters.networks,
+            )
+        state = torch_state()
+        with self.parameters.scope(), pyro.validation_enabled(False), self.loss.captured():
+            if self._added == 0:
+                self.optimizer.zero_grad()
+            try:
+                found = self._graphs.step(batch, kl_weight, self.optimizer.leaves(), data, weight)
+            except CaptureError as error:
+                raise ProgramError(
+                    f"compile='graph': the step cannot be captured: {error}; use compile='off'"
+                ) from error
+        if found is None:
+            return None
+        terms, before = found
+        if not math.isfinite(terms.values["loss"]):
+            put_back(before)
+            self.discard()
+            restore_torch(state)
+            self._accumulated(batch, data, kl_weight, weight)  # raises, and says where
+        self._before_group = before if self._added == 0 else self._before_group
+        self._added += weight
+        return terms
+
+    def _estimate(self, batch: Any, data: DataPlate, kl_weight: float | Tensor) -> Estimate:
+        args, kwargs = as_arguments(batch)
+        return self.loss.estimate(
+            self.model, self.guide, args, kwargs, data=data, kl_weight=kl_weight
+        )
 
     def apply(self, clip: float | None = None) -> float:
         """Moves the parameters by the mean of what was added; returns its norm before clipping.
@@ -197,19 +222,19 @@ class Stepper:
         self.steps += 1
         return norm
 
-    def step(self, batch: Any, data: DataPlate) -> Estimate:
+    def step(self, batch: Any, data: DataPlate) -> Terms:
         """One optimizer step on the loss per data point of one batch.
 
         Raises:
             NonFiniteError: the loss or its gradient is NaN or infinite; the parameters stay.
         """
         try:
-            estimate = self.accumulate(batch, data)
+            terms = self.accumulate(batch, data)
             self.apply()
         except NonFiniteError as error:
             sentence = f"step {self.steps + 1}: {error.args[0]}"
             raise NonFiniteError(sentence, error.table) from error
-        return estimate
+        return terms
 
     @property
     def pending(self) -> bool:
@@ -311,37 +336,3 @@ class Stepper:
         self._count = self.parameters.count()
         self.optimizer.sync(self.parameters.groups())
         self._watch_buffers()
-
-
-@final
-class Averager:
-    """The mean of terms over the batches of an epoch, weighted by data points."""
-
-    def __init__(self) -> None:
-        self._totals: dict[str, Tensor] = {}
-        self.weight = 0
-        self.per_datum = True
-        self.local: frozenset[str] = frozenset()
-
-    def add(self, terms: Terms, weight: int) -> None:
-        """Takes in the terms of a batch of ``weight`` data points."""
-        self.weight += weight
-        self.per_datum = self.per_datum and terms.per_datum
-        self.local |= terms.local
-        for name, value in terms.values.items():
-            total = self._totals.get(name)
-            self._totals[name] = value * weight if total is None else total + value * weight
-
-    def means(self) -> dict[str, float]:
-        """As Python floats; a site that some batches lack counts as zero there."""
-        return {name: float(total) / self.weight for name, total in self._totals.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The sums so far."""
-        about = {"weight": self.weight, "per_datum": self.per_datum, "local": sorted(self.local)}
-        return {**about, "totals": dict(self._totals)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from sums."""
-        self.weight, self.per_datum = state["weight"], state["per_datum"]
-        self.local, self._totals = frozenset(state["local"]), dict(state["totals"])

@@ -32,6 +32,8 @@ class Runner:
         self.min_nesting = min_nesting
         self.sites: set[str] = set()
         self.observed: set[str] = set()
+        self.looks = True
+        """Whether copies are compared again as a structure recurs."""
         self._studies: dict[Any, Study] = {}
         self._modules: dict[Any, tuple[Program, list[nn.Module]]] = {}
 
@@ -108,7 +110,7 @@ class Runner:
             shape = (num_particles, tuple(run.guide), tuple(run.model), *run.layout.axes)
             times = study.structures.get(shape, 0)
             # weights that start at zero hide a mixture of copies: look again as they grow
-            if times in _LOOK_AGAIN:
+            if times in _LOOK_AGAIN and self.looks:
                 refuse_erased_axes(model, guide, args, kwargs, run, context)
             _keep(study.structures, shape, times + 1)
         return run, plate

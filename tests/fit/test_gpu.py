@@ -139,3 +139,13 @@ def test_enumeration_and_particles_on_the_gpu() -> None:
     svi = am.SVI(decoder, Encoder(), loss, lr=0.01, device="cuda")
     history = svi.fit(images(), max_epochs=2, batch_size=16, seed=0, progress=False)
     assert history["train_loss"][1] < history["train_loss"][0]
+
+
+def test_a_captured_step_on_the_gpu() -> None:
+    ends = []
+    for mode in ("off", "graph"):
+        pyro.set_rng_seed(0)
+        svi = am.SVI(Decoder(), Encoder(), lr=0.01, device="cuda", compile=mode)
+        history = svi.fit(images(), max_epochs=3, batch_size=16, seed=1, progress=False)
+        ends.append(history["train_loss"])
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)

@@ -12,7 +12,7 @@ import amortized as am
 from amortized.errors import NonFiniteError
 from amortized.estimators.baselines import MovingAverage
 from amortized.fit.optimizer import GroupedOptimizer
-from amortized.fit.step import Averager, Stepper, Terms
+from amortized.fit.step import Stepper
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
 from tests.fit import tiny
@@ -37,7 +37,7 @@ def by_hand(x: torch.Tensor, m: float, size: int) -> float:
 def test_global_latents_count_once(rows: slice) -> None:
     x = tiny.data(5)[rows]
     step = stepper(tiny.global_model, tiny.point_guide(0.5))
-    terms = Terms.of(step.step(x, DataPlate(None, 5)))
+    terms = step.step(x, DataPlate(None, 5))
     assert terms.per_datum
     assert terms.values["loss"].item() == pytest.approx(by_hand(x, 0.5, 5), rel=1e-5)
     assert terms.values["elbo"].item() == pytest.approx(-by_hand(x, 0.5, 5), rel=1e-5)
@@ -50,7 +50,7 @@ def test_a_declared_size_is_believed() -> None:
             pyro.sample("x", dist.Normal(m, 1.0), obs=x[:2])
 
     x = tiny.data(5)
-    terms = Terms.of(stepper(model, tiny.point_guide(0.5)).step(x, NO_SIZE))
+    terms = stepper(model, tiny.point_guide(0.5)).step(x, NO_SIZE)
     assert terms.values["loss"].item() == pytest.approx(by_hand(x[:2], 0.5, 5), rel=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_without_a_data_plate_numbers_are_totals() -> None:
         pyro.sample("x", dist.Normal(m, 1.0).expand([len(x)]).to_event(1), obs=x)
 
     x = tiny.data(5)
-    terms = Terms.of(stepper(model, tiny.point_guide(0.5)).step(x, DataPlate(None, 5)))
+    terms = stepper(model, tiny.point_guide(0.5)).step(x, DataPlate(None, 5))
     assert not terms.per_datum
     assert terms.values["loss"].item() == pytest.approx(5 * by_hand(x, 0.5, 5), rel=1e-5)
 
@@ -166,15 +166,6 @@ def test_pyro_checks_the_first_step_and_later_ones_on_demand(validate: bool) -> 
     seen.clear()
     step.step(tiny.data(4), NO_SIZE)
     assert set(seen) == {validate} and torch.distributions.Distribution._validate_args
-
-
-def test_averages_are_weighted_by_data_and_absent_sites_count_as_zero() -> None:
-    averager = Averager()
-    averager.add(Terms({"loss": torch.tensor(1.0)}, True), 3)
-    averager.add(Terms({"loss": torch.tensor(5.0), "kl/z": torch.tensor(2.0)}, True), 1)
-    assert averager.means() == {"loss": 2.0, "kl/z": 0.5} and averager.per_datum
-    averager.add(Terms({"loss": torch.tensor(2.0)}, False), 4)
-    assert not averager.per_datum
 
 
 # Groups of batches
@@ -338,11 +329,15 @@ def test_a_state_brings_everything_back() -> None:
     for _ in range(3):
         step.step(tiny.data(4), NO_SIZE)
     state = copy.deepcopy(step.state_dict())
-    ahead = [step.step(tiny.data(4), NO_SIZE).loss.item() for _ in range(2) if not seed(1)]
+    ahead = [
+        step.step(tiny.data(4), NO_SIZE).values["loss"].item() for _ in range(2) if not seed(1)
+    ]
     step.accumulate(tiny.data(4), NO_SIZE)
     step.load_state_dict(state)
     assert step.steps == 3 and not step.pending
-    assert [step.step(tiny.data(4), NO_SIZE).loss.item() for _ in range(2) if not seed(1)] == ahead
+    assert [
+        step.step(tiny.data(4), NO_SIZE).values["loss"].item() for _ in range(2) if not seed(1)
+    ] == ahead
 
 
 def seed(number: int) -> None:

@@ -1,0 +1,73 @@
+"""The terms of a bound per data point, and their means over an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from amortized.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of one batch in nats, detached: per data point, or totals without a data plate.
+
+    ``values`` maps ``loss``, ``elbo``, ``reconstruction``, ``kl`` and ``kl/<site>`` to scalars.
+    ``local`` names the latents that each data point has for itself.
+    """
+
+    values: dict[str, Tensor]
+    per_datum: bool
+    local: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, estimate: Estimate) -> Terms:
+        """Of an estimate in Pyro's scale: divided by the full size of its data plate."""
+        size = estimate.data_size or 1
+        values = {
+            "loss": estimate.loss.detach(),
+            "elbo": estimate.elbo,
+            "reconstruction": estimate.reconstruction,
+            "kl": estimate.kl,
+            **{f"kl/{name}": value for name, value in estimate.kl_per_site.items()},
+        }
+        plate, guide = estimate.data_plate, estimate.run.guide
+        local = frozenset(name for name, record in guide.items() if plate in record.sizes)
+        scaled = {name: value / size for name, value in values.items()}
+        return cls(scaled, estimate.data_size is not None, local)
+
+
+@final
+class Averager:
+    """The mean of terms over the batches of an epoch, weighted by data points."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+        self.weight = 0
+        self.per_datum = True
+        self.local: frozenset[str] = frozenset()
+
+    def add(self, terms: Terms, weight: int) -> None:
+        """Takes in the terms of a batch of ``weight`` data points."""
+        self.weight += weight
+        self.per_datum = self.per_datum and terms.per_datum
+        self.local |= terms.local
+        for name, value in terms.values.items():
+            total = self._totals.get(name)
+            self._totals[name] = value * weight if total is None else total + value * weight
+
+    def means(self) -> dict[str, float]:
+        """As Python floats; a site that some batches lack counts as zero there."""
+        return {name: float(total) / self.weight for name, total in self._totals.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        about = {"weight": self.weight, "per_datum": self.per_datum, "local": sorted(self.local)}
+        return {**about, "totals": dict(self._totals)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from sums."""
+        self.weight, self.per_datum = state["weight"], state["per_datum"]
+        self.local, self._totals = frozenset(state["local"]), dict(state["totals"])

@@ -1,0 +1,23 @@
+import torch
+
+from amortized.fit.terms import Averager, Terms
+
+
+def test_averages_are_weighted_by_data_and_absent_sites_count_as_zero() -> None:
+    averager = Averager()
+    averager.add(Terms({"loss": torch.tensor(1.0)}, True), 3)
+    averager.add(Terms({"loss": torch.tensor(5.0), "kl/z": torch.tensor(2.0)}, True), 1)
+    assert averager.means() == {"loss": 2.0, "kl/z": 0.5} and averager.per_datum
+    averager.add(Terms({"loss": torch.tensor(2.0)}, False), 4)
+    assert not averager.per_datum
+
+
+def test_a_state_goes_on_where_it_was() -> None:
+    whole, first, again = Averager(), Averager(), Averager()
+    parts = [Terms({"loss": torch.tensor(float(n))}, True, frozenset("z")) for n in range(4)]
+    for number, terms in enumerate(parts):
+        whole.add(terms, number + 1)
+        (first if number < 2 else again).add(terms, number + 1)
+        if number == 1:
+            again.load_state_dict(first.state_dict())
+    assert whole.means() == again.means() and again.local == {"z"}

@@ -28,10 +28,15 @@ def site_table(run: Run) -> str:
         shown = f"{bad} of {term.value.numel()}" if bad else ""
         sign = -1.0 if term.role == "guide" else 1.0
         total = f"{sign * term.value.sum().item() + 0.0:.6g}"  # no minus before a zero
-        role = "KL" if term.role == "kl" else _program(term)
+        role = "KL" if term.role == "kl" else term.side
         table.add_row(term.name, role, total, shown, low, high)
+    return plain_text(table, 100)
+
+
+def plain_text(table: Table, width: int) -> str:
+    """A table as lines without colours and without trailing or empty space."""
     text = io.StringIO()
-    Console(file=text, width=100, color_system=None).print(table)
+    Console(file=text, width=width, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
 
 
@@ -71,10 +76,6 @@ def _example(value: Tensor, bad: Tensor) -> str:
 
 def _family(record: SiteRecord) -> str:
     return type(base_of(record.fn)).__name__
-
-
-def _program(term: Term) -> str:
-    return "model" if term.in_model else "guide"
 
 
 def _record(run: Run, term: Term) -> SiteRecord | None:

@@ -28,7 +28,7 @@ from amortized.errors import (
     UsageError,
 )
 from amortized.fit.callbacks import Callback, EarlyStopping
-from amortized.fit.data import as_batches
+from amortized.fit.data import first_batch
 from amortized.fit.figures import write_figures
 from amortized.fit.files import build, pairs, program_file
 from amortized.fit.folder import METRICS, RunFolder, write_json
@@ -220,7 +220,7 @@ def check(
     """Look for mistakes in a program and a batch of its data, without training."""
     source = _source(program, options, estimator, objective=ELBO(num_particles, _kl(kl)), seed=seed)
     with source.opened() as built:
-        batch = _first(built.train, batch_size)
+        batch = first_batch(built.train, batch_size)
         report = check_pair(built.model, built.guide, batch, loss=source.loss)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
     worst = report.errors or (report.warnings if strict else [])
@@ -318,7 +318,7 @@ def _run(request: Request, folder: RunFolder | None) -> None:
     with source.opened() as program:
         svi = SVI(program.model, program.guide, source.loss, lr=request.lr)
         batch_size = _batch_size(program, source.batch_size)
-        first = _first(program.train, batch_size)
+        first = first_batch(program.train, batch_size)
         if request.training["check"]:
             _check(program, first, source.loss)
         print(svi.describe(first))
@@ -371,10 +371,6 @@ def _check(program: Program, batch: Any, loss: VariationalLoss) -> None:
 
 def _writers(folder: RunFolder | None) -> list[Callback]:
     return [] if folder is None else [folder, ModelCheckpoint(folder.checkpoints)]
-
-
-def _first(data: Any, batch_size: int) -> Any:
-    return next(as_batches(data, batch_size).epoch())
 
 
 def _early_stopping(program: Program, patience: int) -> list[EarlyStopping]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from amortized.breakdown import plain_text
 from amortized.objectives.base import Objective
 from amortized.programs.records import DataPlate, LatentSite, Run
 from amortized.programs.study import size_of
@@ -55,12 +54,9 @@ class Description:
                 row.plates,
                 row.kl,
             )
-        text = io.StringIO()
-        Console(file=text, width=120, color_system=None).print(table)
-        lines = [line.rstrip() for line in text.getvalue().splitlines()]
-        table_text = "\n".join(line for line in lines if line)
         return (
-            f"{table_text}\n\nobjective {self.objective} · {self.data} · one step evaluates the "
+            f"{plain_text(table, 120)}\n\n"
+            f"objective {self.objective} · {self.data} · one step evaluates the "
             f"guide {self.guide_evaluations} and the model {self.model_evaluations} times a datum"
         )
 

@@ -86,7 +86,7 @@ class Estimate:
 
 
 def _where(term: Term) -> str:
-    return f"site {term.name!r} of the {'model' if term.in_model else 'guide'}"
+    return f"site {term.name!r} of the {term.side}"
 
 
 @dataclass(frozen=True, eq=False)

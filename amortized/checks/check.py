@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from amortized.checks.data import as_batch, empty_findings, leaves_of
+from pyro.infer import ELBO as PyroELBO
+
+from amortized.checks.data import as_batch, empty_findings
 from amortized.checks.examination import Examination
 from amortized.checks.inventory import collision_findings, device_findings, device_of, frozen_in
 from amortized.checks.isolation import isolated
 from amortized.checks.report import Finding, Report
 from amortized.errors import UsageError
 from amortized.loss import VariationalLoss
+from amortized.programs.batches import leaves_of
 from amortized.programs.records import DataPlate
 from amortized.programs.run import Program
 
@@ -49,7 +52,7 @@ def check(
     ['missing-in-guide', 'missing-in-model']
     """
     for name, program in (("model", model), ("guide", guide)):
-        _refuse_no_program(name, program)
+        refuse_no_program(name, program)
     if not isinstance(loss, VariationalLoss | None):
         return Report([_no_loss(loss)])
     own = VariationalLoss() if loss is None else copy.deepcopy(loss)
@@ -80,14 +83,22 @@ def inspect_pair(
         return Examination(model, guide, placed, loss, data, frozen=frozen, known=known).report()
 
 
-def _refuse_no_program(name: str, program: object) -> None:
+def refuse_no_program(name: str, program: Any) -> None:
+    """Refuse what is no Pyro program, classes and losses among them.
+
+    Raises:
+        UsageError: saying what was found.
+    """
     if isinstance(program, type):
         raise UsageError(
-            f"{name}: found the class {program.__name__}; expected an instance, such as "
-            f"{program.__name__}({'model' if name == 'guide' else ''})"
+            f"{name}: found the class {program.__name__}; expected a Pyro program, an instance "
+            f"such as {program.__name__}({'model' if name == 'guide' else ''})"
         )
-    if not callable(program) or isinstance(program, VariationalLoss):
-        raise UsageError(f"{name}: found {type(program).__name__}; expected a Pyro program")
+    if not callable(program) or isinstance(program, PyroELBO):
+        raise UsageError(
+            f"{name}: found {type(program).__name__}; expected a Pyro program, as in "
+            "am.SVI(model, guide, loss)"
+        )
 
 
 def _no_loss(loss: object) -> Finding:

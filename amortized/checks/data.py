@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from amortized.checks.places import family, place, range_words, rows_words
@@ -21,11 +20,9 @@ from amortized.checks.supports import (
     support_words,
     unchecked,
 )
-from amortized.estimators.base import wrappers_of
+from amortized.programs.batches import Leaves
 from amortized.programs.survey import Statement, Survey
-
-Leaves = dict[str, Tensor]
-
+from amortized.programs.terms import masks_of
 
 CASTS = {torch.float32: "float()", torch.float64: "double()", torch.float16: "half()"}
 
@@ -52,19 +49,6 @@ def as_batch(batch: Any, device: torch.device | None) -> Any:
         # a named tuple, such as a PackedSequence, stays what it is
         return batch if all(a is b for a, b in zip(moved, batch, strict=True)) else moved
     return batch
-
-
-def leaves_of(batch: Any, name: str = "batch") -> Leaves:
-    """The tensors of a batch by name: ``batch``, ``batch[0]``, ``batch['x']``."""
-    if isinstance(batch, Tensor):
-        return {name: batch}
-    if isinstance(batch, Mapping):
-        parts = [leaves_of(value, f"{name}[{key!r}]") for key, value in batch.items()]
-    elif isinstance(batch, tuple | list):
-        parts = [leaves_of(value, f"{name}[{place}]") for place, value in enumerate(batch)]
-    else:
-        return {}
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def rows_of(leaves: Leaves) -> int | None:
@@ -319,8 +303,7 @@ def _wants(p: Statement) -> str:
 def _visible(statement: Statement) -> Tensor:
     """Which elements of an observed value count, broadcastable to the value."""
     visible = torch.ones(statement.value.shape, dtype=torch.bool, device=statement.value.device)
-    masked = [w for w in wrappers_of(statement.fn) if isinstance(w, MaskedDistribution)]
-    for law, mask in [(statement.fn, statement.mask), *((w, w._mask) for w in masked)]:
+    for law, mask in masks_of(statement.fn, statement.mask):
         if isinstance(mask, Tensor):
             wide = mask.reshape(mask.shape + (1,) * len(law.event_shape))
             # a value shared by several rows counts if one of them shows it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from amortized.checks.places import names_words, place
+from amortized.checks.places import names_words, place, similar
 from amortized.checks.refusals import split
 from amortized.checks.report import Finding
 from amortized.errors import AmortizedError
@@ -73,7 +73,7 @@ def key_findings(loss: VariationalLoss, names: set[str], model: Survey) -> Itera
     for key in loss.estimators.recipes.unmatched(names):
         if _observed(key, model):
             continue
-        close = next(iter(get_close_matches(key, sorted(names), 1)), None)
+        close = similar(key, names)
         yield Finding(
             "error",
             "estimator-key",

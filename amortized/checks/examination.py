@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from amortized.checks import gradients as grads
 from amortized.checks.calls import Calls, left_dim_findings
 from amortized.checks.data import (
-    leaves_of,
     non_finite_findings,
     observation_findings,
     poisoned,
@@ -55,7 +54,7 @@ from amortized.checks.values import loss_findings
 from amortized.errors import AmortizedError, EstimatorError, UsageError
 from amortized.estimate import Estimate
 from amortized.loss import VariationalLoss
-from amortized.programs.batches import aliases, as_arguments
+from amortized.programs.batches import aliases, as_arguments, leaves_of
 from amortized.programs.records import DataPlate
 from amortized.programs.run import Program, values_of
 from amortized.programs.study import modules_of

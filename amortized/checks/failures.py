@@ -12,7 +12,6 @@ from pyro.distributions import Distribution
 from torch.distributions import constraints
 
 from amortized.checks.data import (
-    Leaves,
     dtype_findings,
     length_findings,
     non_finite_findings,
@@ -24,6 +23,7 @@ from amortized.checks.report import Finding
 from amortized.checks.traces import broadcast_law, line_of, module_of
 from amortized.errors import AmortizedError
 from amortized.estimators.base import base_of
+from amortized.programs.batches import Leaves
 from amortized.programs.survey import Statement, Survey
 
 _IN_PLATE = re.compile(

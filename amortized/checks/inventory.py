@@ -125,17 +125,21 @@ def device_of(model: Program, guide: Program) -> torch.device | None:
     return None if first is None else first.device
 
 
-def collision_findings(model: Program, guide: Program) -> Iterator[Finding]:
+def colliding(model: Program, guide: Program) -> list[str]:
     """PyroParams of one name in two modules; to be asked before a run, which makes them one."""
     ours, theirs = _constrained(model), _constrained(guide)
-    for name in sorted(ours.keys() & theirs.keys()):
-        if ours[name] is not theirs[name]:
-            yield _collision(
-                name,
-                "model and guide each have a PyroParam of this name, and Pyro would use one tensor "
-                "for both",
-                "rename one, or give the modules names: super().__init__(name='guide')",
-            )
+    return [n for n in sorted(ours.keys() & theirs.keys()) if ours[n] is not theirs[n]]
+
+
+def collision_findings(model: Program, guide: Program) -> Iterator[Finding]:
+    """What to say of those."""
+    for name in colliding(model, guide):
+        yield _collision(
+            name,
+            "model and guide each have a PyroParam of this name, and Pyro would use one tensor for "
+            "both",
+            "rename one, or give the modules names: super().__init__(name='guide')",
+        )
 
 
 def announced_findings(

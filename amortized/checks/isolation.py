@@ -73,7 +73,7 @@ def _remembered(*programs: Any) -> Iterator[None]:
         for tensor, kind in lazy:
             if type(tensor) is not kind:
                 tensor.data = tensor.new_empty(0)
-                setattr(tensor, "__class__", kind)  # noqa: B010 - back to a lazy tensor, as torch makes them
+                setattr(tensor, "__class__", kind)  # noqa: B010 - a property that torch assigns to
         for living, saved in containers:
             living.clear()
             living.extend(saved) if isinstance(living, list) else living.update(saved)

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from amortized.checks.places import place
 from amortized.checks.report import Finding
-from amortized.estimators.base import wrappers_of
 from amortized.programs.survey import Statement, Survey
+from amortized.programs.terms import masks_of
 
 _ROUNDING = 1e-6
 
@@ -67,15 +66,10 @@ def _scales(ours: Statement, theirs: Statement) -> Iterator[Finding]:
 def _visible(statement: Statement) -> Tensor:
     """True where the statement counts, in its batch shape."""
     shape = tuple(statement.fn.batch_shape)
-    masks = [statement.mask]
-    for layer in wrappers_of(statement.fn):
-        if isinstance(layer, MaskedDistribution) and tuple(layer.batch_shape) == shape:
-            masks.append(layer._mask)
     visible = torch.ones(shape, dtype=torch.bool)
-    for mask in masks:
-        if isinstance(
-            mask, Tensor
-        ):  # mask=False is said on purpose: a term that is given elsewhere
+    for law, mask in masks_of(statement.fn, statement.mask):
+        # mask=False is said on purpose: a term that is given elsewhere
+        if isinstance(mask, Tensor) and tuple(law.batch_shape) == shape:
             visible = visible & mask.bool().cpu()
     return visible
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from amortized.checks.data import leaves_of, rows_of
+from amortized.checks.data import rows_of
 from amortized.checks.isolation import isolated
 from amortized.checks.places import shortened
 from amortized.checks.report import Finding
 from amortized.loss import VariationalLoss
-from amortized.programs.batches import aliases, as_arguments
+from amortized.programs.batches import aliases, as_arguments, leaves_of
 from amortized.programs.records import DataPlate
 from amortized.programs.run import Program
 

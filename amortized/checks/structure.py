@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from amortized.checks.report import Finding
 from amortized.checks.supports import support_range
 from amortized.estimators.base import base_of
 from amortized.programs.records import Run
+from amortized.programs.study import outside_generators
 from amortized.programs.survey import Statement, Survey
 
 Pair = tuple[Survey, Survey]
@@ -47,12 +46,12 @@ def structure_findings(first: Pair, survey: Callable[..., Pair], seed: int) -> I
     If numbers were drawn outside of sample statements, a few more runs show what they decide.
     """
     values = {**first[1].values, **first[0].values}
-    outer = _outer_state()
+    outer = outside_generators()
     seed_torch(seed)
     inner = torch.get_rng_state()
     second = survey(values)
     by_torch = not torch.equal(inner, torch.get_rng_state())
-    by_others = not _equal(outer, _outer_state())
+    by_others = outer != outside_generators()
     if not (by_torch or by_others or _changes(first, second)):
         return
     # the first run may have set things up: the next one must repeat the second
@@ -179,14 +178,3 @@ def _close(a: object, b: object) -> bool:
     # sums may be taken in another order by another thread
     ours, theirs = (t.detach().double().cpu().numpy() for t in (a, b))
     return bool(np.allclose(ours, theirs, 1e-4, 1e-5, equal_nan=True))
-
-
-def _outer_state() -> tuple[Any, Any]:
-    """The state of Python's and numpy's generators."""
-    return random.getstate(), np.random.get_state(legacy=True)
-
-
-def _equal(a: tuple[Any, Any], b: tuple[Any, Any]) -> bool:
-    (python, numpy), (later, numpy_later) = a, b
-    keys = bool((numpy[1] == numpy_later[1]).all()) and numpy[2:] == numpy_later[2:]
-    return python == later and keys

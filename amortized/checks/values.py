@@ -27,7 +27,7 @@ def loss_findings(estimate: Estimate) -> Iterator[Finding]:
         "error",
         "non-finite-loss",
         first,
-        "the loss" if first is None else f"site {first!r} of the {_side(bad[0])}",
+        "the loss" if first is None else f"site {first!r} of the {bad[0].side}",
         f"the loss is {value}: {parts}",
         "a finite loss at the first step",
         "use softplus instead of exp for scales and logits instead of probs; look for values that "
@@ -45,7 +45,3 @@ def _words(term: Term) -> str:
     kinds = sorted({str(v) for v in values[wrong].flatten()[:1000].tolist()})
     count = int(torch.count_nonzero(wrong))
     return f"{name} = {' and '.join(kinds)} in {count} of {values.numel()} elements"
-
-
-def _side(term: Term) -> str:
-    return "model" if term.in_model else "guide"

@@ -68,7 +68,7 @@ def _first_bad_site(estimate: Estimate, leaves: Sequence[Tensor]) -> str | None:
     # where an estimator needs no gradient of -log q, the term is detached and the draw is not
     draws = [(latent.name, "guide", latent.draw.log_prob) for latent in estimate.run.latents]
     ordered = sorted(estimate.run.terms, key=lambda term: term.in_model)
-    terms = [(term.name, "model" if term.in_model else "guide", term.value) for term in ordered]
+    terms = [(term.name, term.side, term.value) for term in ordered]
     for name, program, value in (*draws, *terms):
         if not value.requires_grad:
             continue

@@ -9,12 +9,10 @@ eager step from the same generator state: at the start and now and then.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -26,9 +24,10 @@ from amortized.fit.buffers import Copy, MovingBuffers, put_back
 from amortized.fit.rng import restore_torch, torch_state
 from amortized.fit.terms import Terms
 from amortized.programs.records import DataPlate
+from amortized.programs.study import outside_generators
 
-Evaluate = Callable[[Any, float | Tensor, DataPlate], Estimate]
-"""The loss of a batch under a weight of the KL, with its data plate, in training mode."""
+Evaluate = Callable[[Any, DataPlate, float | Tensor], Estimate]
+"""The loss of a batch with its data plate, under a weight of the KL, in training mode."""
 
 
 class CaptureError(Exception):
@@ -66,7 +65,7 @@ class StepGraphs:
         self, evaluate: Evaluate, learn: Callable[[Estimate], None], modules: Sequence[nn.Module]
     ) -> None:
         self.evaluate, self.learn = evaluate, learn
-        self.modules = [part for module in modules for part in module.modules()]
+        self.modules = {id(m): m for module in modules for m in module.modules()}.values()
         self.buffers = MovingBuffers(modules)
         self._met: dict[Hashable, _StepGraph | None] = {}
 
@@ -157,7 +156,7 @@ class _StepGraph:
         given = iter(tensors)
         leaves = [next(given) if value is None else value for value in self.fixed]
         kl_weight, share = (next(given) if varies else 1.0 for varies in self.varying)
-        estimate = self.owner.evaluate(tree_unflatten(leaves, self.spec), kl_weight, self.data)
+        estimate = self.owner.evaluate(tree_unflatten(leaves, self.spec), self.data, kl_weight)
         loss = estimate.loss / (estimate.data_size or 1)
         loss = loss * share if isinstance(share, Tensor) else loss
         asked = [leaf for leaf in self.leaves if leaf.requires_grad]
@@ -193,9 +192,9 @@ class _StepGraph:
 
     def _audit(self, tensors: Sequence[Tensor]) -> None:
         """The eager step and a replay from one generator state, and everything put back."""
-        before = _outside_generators()
+        before = outside_generators()
         eager = self._trial(self._eager, tensors)
-        if _outside_generators() != before:
+        if outside_generators() != before:
             raise CaptureError(
                 "the programs draw from Python's or numpy's generator, and a captured step would "
                 "repeat the same draw; use pyro.sample or torch's functions"
@@ -217,13 +216,6 @@ class _StepGraph:
         finally:
             restore_torch(state)
             put_back(before)
-
-
-def _outside_generators() -> Hashable:
-    """The state of the generators that a graph does not know."""
-    state: Any = np.random.get_state()
-    name, keys, position, *rest = state
-    return random.getstate(), name, keys.tobytes(), position, *rest
 
 
 def _both_nan(ours: Tensor, theirs: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from amortized.errors import DataError, UsageError
+from amortized.programs.batches import leaves_of
 
 _NO_BATCH = (
     "the DataLoader gave no batch: expected at least one in every pass; with drop_last=True the "
@@ -60,7 +61,7 @@ class TensorBatches(Batches):
     """Tensors in memory, sliced: no collation of single items (16 times faster on 64 columns)."""
 
     def __init__(self, tree: Any, batch_size: int) -> None:
-        lengths = {name: _length(name, tensor) for name, tensor in _leaves(tree)}
+        lengths = {name: _length(name, tensor) for name, tensor in leaves_of(tree, "data").items()}
         if len(set(lengths.values())) > 1:
             sizes = ", ".join(f"{name} has {n}" for name, n in lengths.items())
             raise DataError(
@@ -94,7 +95,7 @@ class TensorBatches(Batches):
     def non_finite_rows(self) -> list[int]:
         """Found by one pass over memory."""
         bad = torch.zeros(cast(int, self.size), dtype=torch.bool)
-        for _, tensor in _leaves(self.tree):
+        for tensor in leaves_of(self.tree).values():
             if tensor.is_floating_point() and not bool(tensor.sum().isfinite()):
                 finite = tensor.isfinite().reshape(len(tensor), -1).all(1)
                 bad |= ~finite.cpu()
@@ -218,9 +219,14 @@ def as_batches(data: Any, batch_size: int = 128) -> Batches:
     return TensorBatches(_as_tensors(data), batch_size)
 
 
+def first_batch(data: Any, batch_size: int = 128) -> Any:
+    """The first batch of data of any common kind."""
+    return next(as_batches(data, batch_size).epoch())
+
+
 def batch_length(batch: Any) -> int:
     """The number of data points in a batch: the first dim of its first tensor, or 1."""
-    for _, tensor in _leaves(batch):
+    for tensor in leaves_of(batch).values():
         if tensor.ndim:
             return tensor.shape[0]
     return 1
@@ -235,17 +241,6 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, tuple | list):
         return tuple(map_tensors(function, value) for value in tree)
     return tree
-
-
-def _leaves(tree: Any, name: str = "data") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(tree, Tensor):
-        yield name, tree
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{name}[{key!r}]")
-    elif isinstance(tree, tuple | list):
-        for index, value in enumerate(tree):
-            yield from _leaves(value, f"{name}[{index}]")
 
 
 def _as_tensors(data: Any, name: str = "data") -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from amortized.fit.data import as_batches
+from amortized.fit.data import first_batch
 from amortized.fit.folder import write_bytes
 from amortized.fit.history import History
 from amortized.fit.pictures import codes, imagined, reconstructed
@@ -39,7 +39,7 @@ def write_figures(svi: SVI, program: Program, history: History, folder: Path) ->
     if program.image_shape is None or program.test is None:
         return
     shape, rows = program.image_shape, _IMAGES * _ROWS
-    few, some, many = (_first(program.test, size) for size in (_IMAGES, rows, _CODES))
+    few, some, many = (first_batch(program.test, size) for size in (_IMAGES, rows, _CODES))
     with svi.scope():
         pictures = reconstructed(program.model, program.guide, few, shape)
         samples = imagined(program.model, some, shape)
@@ -53,7 +53,3 @@ def write_figures(svi: SVI, program: Program, history: History, folder: Path) ->
         labels = None if program.labels is None else program.labels[: len(points)]
         plots.latent_map(points, labels)
         save("latent.png")
-
-
-def _first(data: Any, rows: int) -> Any:
-    return next(as_batches(data, rows).epoch())

@@ -13,7 +13,7 @@ import torch
 from amortized.errors import CheckpointError, UsageError
 from amortized.fit import checkpoint
 from amortized.fit.checkpoint import Checkpoint
-from amortized.fit.data import as_batches
+from amortized.fit.data import first_batch
 from amortized.fit.program import Program
 from amortized.fit.svi import SVI
 from amortized.loss import VariationalLoss
@@ -70,7 +70,7 @@ def load(
     svi = SVI(model, guide, loss, device=device)
     first = batch
     if first is None and isinstance(program, Program):
-        first = next(iter(as_batches(program.train).epoch()))
+        first = first_batch(program.train)
     svi.load(found, first, estimators=loss is not None)
     return svi
 

@@ -11,9 +11,9 @@ from typing import Any, final
 
 import pyro
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from amortized.checks.inventory import colliding
 from amortized.errors import ProgramError
 from amortized.fit.rng import side_stream
 from amortized.programs.batches import aliases
@@ -221,20 +221,8 @@ def _parameters(program: Callable[..., Any]) -> Iterator[Tensor]:
 
 def _refuse_collisions(model: Callable[..., Any], guide: Callable[..., Any]) -> None:
     """Pyro keeps one tensor a name: of two PyroParams it would drop the guide's without a word."""
-    if not (isinstance(model, PyroModule) and isinstance(guide, PyroModule)):
-        return
-    ours, theirs = _constrained(model), _constrained(guide)
-    for name in sorted(ours.keys() & theirs.keys()):
-        if ours[name] is not theirs[name]:
-            raise ProgramError(
-                f"model and guide each have a PyroParam {name!r}, and Pyro would use the model's "
-                "for both; rename one, or name the modules: super().__init__(name='guide')"
-            )
-
-
-def _constrained(module: PyroModule) -> dict[str, Tensor]:
-    """PyroParams by the name that Pyro's store would give them."""
-    suffix = "_unconstrained"
-    prefix = f"{module._pyro_name}." if module._pyro_name else ""
-    named = module.named_parameters()
-    return {prefix + n.removesuffix(suffix): p for n, p in named if n.endswith(suffix)}
+    for name in colliding(model, guide):
+        raise ProgramError(
+            f"model and guide each have a PyroParam {name!r}, and Pyro would use the model's "
+            "for both; rename one, or name the modules: super().__init__(name='guide')"
+        )

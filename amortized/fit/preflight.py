@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from amortized.errors import CheckWarning, DataError, ProgramError
@@ -49,8 +50,9 @@ def _check_rows(stepper: Stepper, plan: Plan, first: Any) -> None:
     # among others, as in a batch of training: programs may want as many rows as they get there
     size, usual = plan.train.size or 0, batch_length(first)
     few = rows[: min(_AT_ONCE, usual)]
-    others = [row for row in range(size) if row not in set(few)][: usual - len(few)]
-    report = stepper.report(plan.train.rows(few + others), plan.data)
+    others = (row for row in range(size) if row not in few)
+    batch = plan.train.rows([*few, *islice(others, usual - len(few))])
+    report = stepper.report(batch, plan.data)
     bad = [finding for finding in report.errors if finding.code in ("data-nan", "data-inf")]
     if bad:
         worst = next((finding for finding in bad if finding.site is not None), bad[0])

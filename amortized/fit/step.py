@@ -161,11 +161,7 @@ class Stepper:
     ) -> Terms | None:
         """The same, from a graph; None where there is none yet."""
         if self._graphs is None:
-            self._graphs = StepGraphs(
-                lambda batch, weight, data: self._estimate(batch, data, weight),
-                self.loss.learn,
-                self.parameters.networks,
-            )
+            self._graphs = StepGraphs(self._estimate, self.loss.learn, self.parameters.networks)
         state = torch_state()
         with self.parameters.scope(), pyro.validation_enabled(False), self.loss.captured():
             if self._added == 0:
@@ -188,7 +184,7 @@ class Stepper:
         self._added += weight
         return terms
 
-    def _estimate(self, batch: Any, data: DataPlate, kl_weight: float | Tensor) -> Estimate:
+    def _estimate(self, batch: Any, data: DataPlate, kl_weight: float | Tensor = 1.0) -> Estimate:
         args, kwargs = as_arguments(batch)
         return self.loss.estimate(
             self.model, self.guide, args, kwargs, data=data, kl_weight=kl_weight
@@ -253,9 +249,8 @@ class Stepper:
     def evaluated(self, batch: Any, data: DataPlate) -> Estimate:
         """The estimate of a batch in eval mode and without gradients; nothing moves."""
         self.warm_up(batch)
-        args, kwargs = as_arguments(self.placed(batch))
         with self.evaluating():
-            return self.loss.estimate(self.model, self.guide, args, kwargs, data=data)
+            return self._estimate(self.placed(batch), data)
 
     def terms(self, batch: Any, data: DataPlate) -> Terms:
         """The terms of that estimate."""

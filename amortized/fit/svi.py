@@ -10,9 +10,9 @@ from typing import Any, final
 
 import pyro
 import torch
-from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
+from amortized.checks.check import refuse_no_program
 from amortized.description import Description
 from amortized.errors import UsageError
 from amortized.fit import checkpoint
@@ -34,24 +34,6 @@ from amortized.fit.schedule import Interval, KLWeight, SchedulerFactory, schedul
 from amortized.fit.step import COMPILE, Compile, Stepper
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
-
-
-def refuse_no_program(name: str, program: Any) -> None:
-    """Refuse what is no Pyro program, classes and losses among them.
-
-    Raises:
-        UsageError: saying what was found.
-    """
-    if isinstance(program, type):
-        raise UsageError(
-            f"{name}: found the class {program.__name__}; expected a Pyro program, an instance "
-            f"such as {program.__name__}({'model' if name == 'guide' else ''})"
-        )
-    if not callable(program) or isinstance(program, PyroELBO):
-        raise UsageError(
-            f"{name}: found {type(program).__name__}; expected a Pyro program, as in "
-            "am.SVI(model, guide, loss)"
-        )
 
 
 @final

@@ -22,6 +22,22 @@ def as_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (batch,), {}
 
 
+Leaves = dict[str, Tensor]
+
+
+def leaves_of(batch: Any, name: str = "batch") -> Leaves:
+    """The tensors of a batch by name: ``batch``, ``batch[0]``, ``batch['x']``."""
+    if isinstance(batch, Tensor):
+        return {name: batch}
+    if isinstance(batch, Mapping):
+        parts = [leaves_of(value, f"{name}[{key!r}]") for key, value in batch.items()]
+    elif isinstance(batch, tuple | list):
+        parts = [leaves_of(value, f"{name}[{place}]") for place, value in enumerate(batch)]
+    else:
+        return {}
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def aliases(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The same arguments as new tensor objects, for a run that must leave no trace.
 

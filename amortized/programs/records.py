@@ -112,6 +112,11 @@ class Term:
         """Whether ``order`` counts model sites."""
         return self.role in ("likelihood", "prior")
 
+    @property
+    def side(self) -> str:
+        """The program that it comes from, in words."""
+        return "model" if self.in_model else "guide"
+
 
 @dataclass(eq=False, slots=True)
 class LatentSite:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -67,6 +67,13 @@ def undisturbed(*programs: Any) -> Iterator[None]:
             np.random.set_state(legacy)
             for module, name, buffer in originals:
                 module._buffers[name] = buffer
+
+
+def outside_generators() -> Hashable:
+    """The state of Python's and numpy's global generators, of which torch and Pyro know nothing."""
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
+    return random.getstate(), name, keys.tobytes(), *rest
 
 
 def probe(

@@ -78,8 +78,7 @@ def _guide_term(record: SiteRecord, order: int) -> Term:
 def _model_term(record: SiteRecord, order: int) -> Term:
     value = record.value
     if record.observed:
-        masked = [w for w in wrappers_of(record.fn) if isinstance(w, MaskedDistribution)]
-        for law, mask in [(record.fn, record.mask), *((w, w._mask) for w in masked)]:
+        for law, mask in masks_of(record.fn, record.mask):
             if isinstance(mask, Tensor):
                 value = fill_hidden(law, value, mask)
     log_p = _log_prob(record, value)
@@ -87,6 +86,15 @@ def _model_term(record: SiteRecord, order: int) -> Term:
     return Term(
         record.name, role, scale_and_mask(log_p, record.scale, record.mask), record.plates, order
     )
+
+
+def masks_of(fn: Any, mask: Any) -> list[tuple[Any, Any]]:
+    """The masks over a statement, each with the distribution whose batch shape it has.
+
+    A handler's ``mask`` comes first, then those inside the distribution, also inside ``to_event``.
+    """
+    masked = [w for w in wrappers_of(fn) if isinstance(w, MaskedDistribution)]
+    return [(fn, mask), *((w, w._mask) for w in masked)]
 
 
 def _log_prob(record: SiteRecord, value: Tensor) -> Tensor:
@@ -175,9 +183,8 @@ def _checked(term: Term, layout: Layout) -> Term:
 
 
 def _undeclared(term: Term, size: int, dim: int, layout: Layout) -> str:
-    side = "model" if term.in_model else "guide"
     found = (
-        f"site {term.name!r} of the {side}: its log-probability has shape "
+        f"site {term.name!r} of the {term.side}: its log-probability has shape "
         f"{tuple(term.value.shape)}, with size {size} at dim {dim}, but the plates around it are "
         f"{_plate_names(term.plates)}"
     )

@@ -15,7 +15,6 @@ from amortized.checks.data import (
     as_batch,
     dtype_findings,
     empty_findings,
-    leaves_of,
     length_findings,
     non_finite_findings,
     observation_findings,
@@ -24,6 +23,7 @@ from amortized.checks.data import (
     wide_findings,
 )
 from amortized.checks.report import Finding
+from amortized.programs.batches import leaves_of
 from amortized.programs.survey import survey_guide, survey_model
 
 NAN, INF = torch.nan, torch.inf

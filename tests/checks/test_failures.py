@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import amortized as am
-from amortized.checks.data import leaves_of
 from amortized.checks.failures import Facts, data_causes, failure_findings
 from amortized.checks.report import Finding
+from amortized.programs.batches import leaves_of
 from amortized.programs.survey import survey_guide
 
 X = torch.zeros(6, 4)

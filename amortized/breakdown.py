@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from amortized.estimators.base import base_of, parameters_of
 from amortized.programs.records import Run, SiteRecord, Term
+
+# a narrower table has a letter a line
+_LEAST = 40
 
 
 def site_table(run: Run) -> str:
@@ -31,6 +35,11 @@ def site_table(run: Run) -> str:
         role = "KL" if term.role == "kl" else term.side
         table.add_row(term.name, role, total, shown, low, high)
     return plain_text(table, 100)
+
+
+def terminal_width(most: int) -> int:
+    """The columns of the terminal, or of ``COLUMNS``; ``most`` where there is none."""
+    return max(_LEAST, min(most, shutil.get_terminal_size((most, 24)).columns))
 
 
 def plain_text(table: Table, width: int) -> str:

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from torch.utils.data import DataLoader
 
 from amortized.checks.check import check as check_pair
 from amortized.checks.report import CODES
 from amortized.errors import (
     AmortizedError,
     CheckpointError,
-    CheckWarning,
     DataError,
     EstimatorError,
     NonFiniteError,
     ProgramError,
     UsageError,
 )
-from amortized.fit.callbacks import Callback, EarlyStopping
+from amortized.fit.command import Request, Source, run
 from amortized.fit.data import first_batch
-from amortized.fit.figures import write_figures
-from amortized.fit.files import build, pairs, program_file
-from amortized.fit.folder import METRICS, RunFolder, write_json
-from amortized.fit.model_checkpoint import ModelCheckpoint
-from amortized.fit.program import Program
-from amortized.fit.rng import seeded
-from amortized.fit.svi import SVI
-from amortized.loss import VariationalLoss
+from amortized.fit.files import pairs
 from amortized.objectives.elbo import ELBO
 
 app = typer.Typer(
@@ -45,6 +34,8 @@ app = typer.Typer(
 # typer wraps its own copy of click or the installed one; BadParameter, UsageError, ClickException
 # are the line of descent in both.
 _COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.mro()[2]
+# numpy's global generator takes no other
+_LAST_SEED = 2**32 - 1
 # the first that fits decides
 _EXIT_CODES = (
     (DataError, 4),
@@ -56,62 +47,6 @@ _EXIT_CODES = (
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """The program that a command is about, with the loss that is asked for."""
-
-    path: Path
-    options: dict[str, str]
-    estimators: dict[str, str]
-    objective: ELBO
-    batch_size: int | None
-    seed: int
-
-    @property
-    def loss(self) -> VariationalLoss:
-        """The objective with its estimators."""
-        return VariationalLoss(self.objective, self.estimators or None)
-
-    @contextmanager
-    def opened(self) -> Iterator[Program]:
-        """The program, built under the seed."""
-        with program_file(self.path) as function, seeded(self.seed):
-            yield build(function, self.options)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one call of ``amortized fit`` asks for."""
-
-    source: Source
-    out: Path | None
-    resume: bool
-    overwrite: bool
-    lr: float
-    patience: int
-    training: dict[str, Any]
-    """Options that go to `SVI.fit` as they are."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """All of it as plain values; what may change on resuming is in `FREE`."""
-        source, plain = self.source, dict(self.training)
-        return {
-            "program": str(source.path),
-            "options": source.options,
-            "estimators": source.estimators,
-            "objective": repr(source.objective),
-            "batch_size": source.batch_size,
-            "seed": source.seed,
-            "lr": self.lr,
-            "patience": self.patience,
-            **plain,
-        }
-
-
-# On resuming, training may be longer, elsewhere, or look different.
-FREE = ("program", "max_epochs", "max_steps", "progress", "device", "check", "detect_anomaly")
-
 _SET = Annotated[
     list[str] | None, typer.Option("--set", help="name=value, an option of the program.")
 ]
@@ -120,11 +55,25 @@ _ESTIMATOR = Annotated[
     typer.Option(help="site=name, e.g. 'c=score_function'; the site may be a glob."),
 ]
 _TRACEBACK = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
+_SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
 _PROGRAM = Annotated[Path, typer.Argument(help="A file that defines program(**options).")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"amortized {metadata.version('amortized')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
     # With a callback, typer keeps the name of a sole subcommand.
     return
 
@@ -149,7 +98,7 @@ def fit(
         bool, typer.Option("--overwrite", help="Start again in a folder that holds a run.")
     ] = False,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: _SEED = 0,
     num_particles: Annotated[int, typer.Option(help="Draws from the guide a step.")] = 1,
     kl: Annotated[str, typer.Option(help="sample, or analytic where it is known.")] = "sample",
     kl_warmup: Annotated[
@@ -210,7 +159,7 @@ def check(
     estimator: _ESTIMATOR = None,
     *,
     batch_size: Annotated[int, typer.Option(help="Data points of the batch to check.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: _SEED = 0,
     num_particles: Annotated[int, typer.Option(help="Draws from the guide a step.")] = 1,
     kl: Annotated[str, typer.Option(help="sample, or analytic where it is known.")] = "sample",
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
@@ -281,6 +230,8 @@ def _source(
     objective: ELBO,
     seed: int,
 ) -> Source:
+    if not 0 <= seed <= _LAST_SEED:
+        raise UsageError(f"--seed {seed}: expected a whole number from 0 to {_LAST_SEED}")
     return Source(
         path=path,
         options=pairs("--set", options or ()),
@@ -298,98 +249,6 @@ def _kl(text: str) -> Literal["sample", "analytic"]:
 
 
 def _fit(request: Request) -> None:
-    folder = None if request.out is None else RunFolder(request.out, request.config)
-    try:
-        _run(request, folder)
-    finally:
-        if folder is not None:
-            folder.remove_if_empty()
-
-
-def _run(request: Request, folder: RunFolder | None) -> None:
-    source = request.source
-    if request.overwrite and request.resume:
-        raise UsageError("--resume and --overwrite: go on with the run or start again, not both")
-    if folder is not None:
-        if not request.overwrite:
-            folder.refuse_another_run(request.resume, FREE)
-    elif request.resume:
-        raise UsageError("--resume: say which run to go on with, --out FOLDER")
-    with source.opened() as program:
-        svi = SVI(program.model, program.guide, source.loss, lr=request.lr)
-        batch_size = _batch_size(program, source.batch_size)
-        first = first_batch(program.train, batch_size)
-        if request.training["check"]:
-            _check(program, first, source.loss)
-        print(svi.describe(first))
-        if folder is not None and request.overwrite:  # all else was found right
-            folder.forget()
-        started = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CheckWarning)  # printed above
-            history = svi.fit(
-                program.train,
-                program.val,
-                batch_size=batch_size,
-                seed=source.seed,
-                callbacks=[*_early_stopping(program, request.patience), *_writers(folder)],
-                resume_from=folder.checkpoints if folder is not None and request.resume else None,
-                **request.training,
-            )
-        seconds = time.perf_counter() - started
-        print(f"\n{history} in {seconds:.1f} s")
-        for notice in history.notices:
-            print(f"notice: {notice}")
-        if history.stopped == "interrupted":
-            hint = "" if folder is None else f"; --resume --out {folder.path} goes on"
-            _fail(f"interrupted after {history.epochs} epochs{hint}", 130)
-        metrics = _evaluate(svi, program, source.seed)
-        if folder is not None:
-            report = {**request.config, "epochs": history.epochs, "stopped": history.stopped}
-            report |= {**metrics, "train_seconds": seconds}
-            write_json(folder.path / METRICS, report)
-            write_figures(svi, program, history, folder.path)
-            print(f"metrics, figures and checkpoints are in {folder.path}")
-
-
-def _batch_size(program: Program, asked: int | None) -> int:
-    if asked is not None and isinstance(program.train, DataLoader):
-        raise UsageError(
-            f"--batch-size {asked}: the program's train is a DataLoader, which has its own; leave "
-            "the option out"
-        )
-    return 128 if asked is None else asked
-
-
-def _check(program: Program, batch: Any, loss: VariationalLoss) -> None:
-    """Errors end the command; warnings are lines of their own."""
-    report = check_pair(program.model, program.guide, batch, loss=loss)
-    report.raise_errors()
-    for finding in report.warnings:
-        print(f"warning: {finding}", file=sys.stderr)
-
-
-def _writers(folder: RunFolder | None) -> list[Callback]:
-    return [] if folder is None else [folder, ModelCheckpoint(folder.checkpoints)]
-
-
-def _early_stopping(program: Program, patience: int) -> list[EarlyStopping]:
-    return [] if program.val is None or patience == 0 else [EarlyStopping(patience=patience)]
-
-
-def _evaluate(svi: SVI, program: Program, seed: int) -> dict[str, float]:
-    if program.test is None:
-        print("the program has no test data: nothing to evaluate")
-        return {}
-    metrics = svi.evaluate(program.test, seed=seed)
-    unit = "nats per data point" if metrics["per_datum"] else "nats in all: there is no data plate"
-    print(
-        f"test ELBO      {metrics['elbo']:10.3f} {unit} "
-        f"(reconstruction {metrics['reconstruction']:.3f} - KL {metrics['kl']:.3f})"
-    )
-    if "log_evidence" in metrics:
-        print(
-            f"test evidence  {metrics['log_evidence']:10.3f} {unit}, or more "
-            f"(importance-weighted bound of log p(x), {metrics['num_particles']:.0f} draws)"
-        )
-    return {f"test_{name}": value for name, value in metrics.items()}
+    interrupted = run(request)
+    if interrupted is not None:
+        _fail(interrupted, 130)

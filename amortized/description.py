@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from amortized.breakdown import plain_text
+from amortized.breakdown import plain_text, terminal_width
 from amortized.objectives.base import Objective
 from amortized.programs.records import DataPlate, LatentSite, Run
 from amortized.programs.study import size_of
@@ -38,7 +38,7 @@ class Description:
     data: str
 
     def __str__(self) -> str:
-        """The table as plain text, 120 columns at most."""
+        """The table as plain text, as wide as the terminal, 120 columns at most."""
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         heads = ("site", "distribution", "estimator", "why", "copies", "plates", "KL")
         for head in heads:
@@ -55,7 +55,7 @@ class Description:
                 row.kl,
             )
         return (
-            f"{plain_text(table, 120)}\n\n"
+            f"{plain_text(table, terminal_width(120))}\n\n"
             f"objective {self.objective} · {self.data} · one step evaluates the "
             f"guide {self.guide_evaluations} and the model {self.model_evaluations} times a datum"
         )

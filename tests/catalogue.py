@@ -37,7 +37,8 @@ class Expected:
     """The finding that a wrong program must get.
 
     ``names`` must occur in the finding's sentence, ``remedy`` in its advice. ``also`` lists codes
-    of errors that the same mistake brings with it; any other error would be unrelated.
+    of errors and warnings that the same mistake brings with it; any other would be unrelated.
+    ``places`` is how many lines of the programs are wrong, each with a finding of its own.
     """
 
     code: str
@@ -46,6 +47,7 @@ class Expected:
     names: str | tuple[str, ...] = ()
     severity: Literal["error", "warning"] = "error"
     also: tuple[str, ...] = ()
+    places: int = 1
 
     def missing_from(self, finding: Any) -> list[str]:
         """What the finding should say and does not."""

@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 import amortized as am
-from amortized.breakdown import first_non_finite, site_table
+from amortized.breakdown import first_non_finite, site_table, terminal_width
 from amortized.errors import NonFiniteError
 from amortized.programs.records import Run
 from tests.fit import tiny
@@ -307,3 +307,13 @@ def test_the_error_shows_the_table_below_the_sentence() -> None:
     sentence, table = str(caught.value).split("\n\n")
     assert sentence == caught.value.args[0] and table == caught.value.table
     assert "first: site 'z' of the guide: a parameter of its Normal is nan in 2 of 4" in sentence
+
+
+def test_a_table_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+    for columns in ("10", "72", "400"):
+        monkeypatch.setenv("COLUMNS", columns)
+        widths.append(terminal_width(120))
+    assert widths == [40, 72, 120]
+    monkeypatch.delenv("COLUMNS")
+    assert 40 <= terminal_width(120) <= 120

@@ -1,13 +1,21 @@
+import csv
+import importlib.metadata
 import json
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pyro
 import pytest
 import torch
 
+import amortized as am
+from amortized.checks.examination import Examination
 from amortized.cli import main
+from amortized.errors import ProgramError
+from amortized.fit.files import program_file
+from amortized.fit.rng import seeded
 
 PROGRAM = """
 import math
@@ -52,6 +60,12 @@ def program():
 
     return am.Program(model, guide, torch.ones(8), test=TEST)
 """
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no cell is folded."""
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 @pytest.fixture
@@ -115,7 +129,7 @@ def test_the_seed_decides_everything_and_is_local(capsys, program: str) -> None:
 
 def test_progress_is_a_plain_line_and_can_be_off(capsys, program: str) -> None:
     arguments = ("fit", program, "--epochs", "2")
-    assert "epoch 2/2  loss" in run(capsys, *arguments)[2]
+    assert "epoch 2/2  train_loss" in run(capsys, *arguments)[2]
     assert run(capsys, *arguments, "--no-progress")[2] == ""
 
 
@@ -145,6 +159,8 @@ MISTAKES = [
     (2, ["PROGRAM", "--non-finite", "ignore"], "non_finite='ignore'"),
     (2, ["PROGRAM", "--device", "tpu9"], "device='tpu9'"),
     (2, ["PROGRAM", "--resume"], "--resume: say which run"),
+    (2, ["PROGRAM", "--seed", "-1"], "--seed"),
+    (2, ["PROGRAM", "--seed", str(2**32)], "--seed"),
     (2, ["PROGRAM", "--wrong"], "--wrong"),
     (2, [], "argument"),
     (3, ["PROGRAM", "--set", "broken=true"], "RuntimeError: two lines"),
@@ -184,6 +200,11 @@ def test_an_unknown_command_is_a_sentence_too(capsys) -> None:
 def test_tracebacks_are_there_when_asked_for(program: str) -> None:
     with pytest.raises(RuntimeError, match="two"):
         main(["fit", program, "--set", "broken=true", "--no-check", "--traceback"])
+    with pytest.raises(ProgramError, match="two lines") as found:
+        main(["fit", program, "--set", "broken=true", "--traceback"])
+    assert found.value.__cause__ is not None
+    lines = traceback.extract_tb(found.value.__cause__.__traceback__)
+    assert program in {line.filename for line in lines}
 
 
 def test_help_is_no_mistake(capsys) -> None:
@@ -210,8 +231,11 @@ def test_a_run_is_resumed_as_if_never_interrupted(capsys, program: str, tmp_path
     assert code == 2 and "seed = 0, and now it is 1" in err
     assert run(capsys, *arguments, "--epochs", "4", "--out", cut, "--resume")[0] == 0
     reports = [json.loads((Path(f) / "metrics.json").read_text()) for f in (whole, cut)]
-    for report in reports:
-        del report["train_seconds"]
+    for report, folder in zip(reports, (whole, cut), strict=True):
+        rows = csv.DictReader((Path(folder) / "history.csv").read_text().splitlines())
+        # of all epochs, those before the resume too
+        seconds = [float(row["epoch_time"]) for row in rows]
+        assert len(seconds) == 4 and report.pop("train_seconds") == pytest.approx(sum(seconds))
     assert reports[0] == reports[1]
     times = ",epoch_time"
     rows = [(Path(f) / "history.csv").read_text().splitlines() for f in (whole, cut)]
@@ -258,3 +282,88 @@ def test_bad_data_have_their_own_exit_code_everywhere(capsys, program: str) -> N
     for command in ("check", "fit"):
         code, out, err = run(capsys, command, program, "--set", "missing=true")
         assert code == 4 and "row 3" in out + err
+
+
+def test_the_version(capsys) -> None:
+    code, out, err = run(capsys, "--version")
+    assert code == 0 and err == ""
+    assert out == f"amortized {importlib.metadata.version('amortized')}\n"
+
+
+@pytest.mark.parametrize("command", ["fit", "check"])
+def test_seeds_are_numbers_that_every_generator_takes(capsys, program: str, command: str) -> None:
+    for seed in ("-1", "4294967296"):
+        code, _, err = run(capsys, command, program, "--seed", seed)
+        assert code == 2 and "--seed" in err and seed in err and len(err.splitlines()) == 1
+
+
+FAULTS = {
+    "syntax": ("import torch\n\ndef program(:\n", "line 3", "SyntaxError"),
+    "import": ("import torch\nimport nowhere_at_all\n", "line 2", "ModuleNotFoundError"),
+    "name": ("x = 1\ny = undefined\n", "line 2", "NameError"),
+    "call": ("def program():\n    return [][0]\n", "line 2", "IndexError"),
+    "deeper": (
+        "import json\ndef program():\n    return json.loads('{')\n",
+        "line 3",
+        "JSONDecodeError",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["fit", "check"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_cannot_be_run_is_a_mistake_in_the_program(
+    capsys, tmp_path: Path, fault: str, command: str
+) -> None:
+    text, line, kind = FAULTS[fault]
+    path = tmp_path / "mine.py"
+    path.write_text(text, encoding="utf-8")
+    code, _, err = run(capsys, command, str(path))
+    assert code == 3 and err.startswith(f"amortized: mine.py {line}: {kind}")
+    assert len(err.splitlines()) == 1
+    with pytest.raises(ProgramError) as found:
+        main([command, str(path), "--traceback"])
+    assert type(found.value.__cause__).__name__ == kind
+
+
+def test_a_program_is_checked_once(capsys, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = []
+    report = Examination.report
+
+    def counted(self: Examination) -> object:
+        reports.append(1)
+        return report(self)
+
+    monkeypatch.setattr(Examination, "report", counted)
+    fit(capsys, program)
+    assert len(reports) == 1
+    fit(capsys, program, "--no-check")
+    assert len(reports) == 1
+
+
+def test_warnings_of_the_check_are_lines_before_the_table(capsys, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    unregistered = PROGRAM.replace('pyro.module("net", net)', "net")
+    path.write_text(unregistered, encoding="utf-8")
+    code, out, err = run(capsys, "fit", str(path), "--epochs", "1", "--no-progress")
+    assert code == 0 and "KL" in out.splitlines()[0]
+    (line,) = err.splitlines()
+    assert line.startswith("warning: network 'net' (Linear)")
+
+
+def test_a_command_gives_what_a_call_gives(capsys, program: str, tmp_path: Path) -> None:
+    fit(capsys, program, "--out", str(tmp_path / "out"), "--patience", "0", "--seed", "3")
+    with program_file(Path(program)) as function, seeded(3):
+        built = function()
+        svi = am.SVI(built.model, built.guide, am.VariationalLoss(am.ELBO()))
+        options = {"max_epochs": 2, "batch_size": 32, "seed": 3, "progress": False}
+        history = svi.fit(built.train, built.val, **options)
+    rows = csv.DictReader((tmp_path / "out" / "history.csv").read_text().splitlines())
+    assert [float(row["train_loss"]) for row in rows] == history["train_loss"]
+
+
+def test_the_table_fits_the_terminal(capsys, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in (60, 90):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        table, _, _ = fit(capsys, program).partition("objective ")
+        assert max(map(len, table.splitlines())) <= columns

@@ -13,6 +13,12 @@ import amortized as am
 from amortized.description import Description
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no cell is folded."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 def model() -> None:
     top = pyro.sample("top", dist.Normal(0.0, 1.0))
     with pyro.plate("rows", 6, subsample=torch.tensor([0, 3]), dim=-2):
@@ -126,3 +132,11 @@ def test_an_estimator_that_the_user_did_not_choose_is_explained() -> None:
         "default: deterministic",
         "default: not reparameterizable",
     ]
+
+
+@pytest.mark.parametrize("columns", [50, 80, 300])
+def test_the_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    table, _, _ = str(am.VariationalLoss().describe(model, guide, ())).partition("objective ")
+    widest = max(map(len, table.splitlines()))
+    assert widest <= min(columns, 120) and (columns == 50 or widest > 50)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -178,25 +177,6 @@ def _observed(p: Statement, value: Tensor, shown: Tensor, model: Survey) -> Iter
     elif _continuous(p):
         yield _whole_numbers(p)
     yield from _outside(p, value, shown, model)
-
-
-def poisoned(findings: list[Finding]) -> list[Finding]:
-    """NaN that is masked where it is observed, and that nevertheless spoiled the run: an error."""
-    masked = [f for f in findings if f.code == "nan-behind-mask"]
-    spoiled = [f for f in findings if f.code == "data-nan" and f.site is None]
-    if not (masked and spoiled):
-        return findings
-    kept = [f for f in findings if f not in masked and f not in spoiled]
-    return kept + [
-        replace(
-            finding,
-            severity="error",
-            found=f"{finding.found}, and it reaches a network or another statement",
-            expected="finite numbers wherever the mask does not reach",
-            advice="fill the data for the networks: x.nan_to_num(), and keep the mask",
-        )
-        for finding in masked
-    ]
 
 
 def _behind_mask(p: Statement, rows: list[int]) -> Finding:

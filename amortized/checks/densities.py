@@ -53,6 +53,7 @@ def _fails(statement: Statement, error: Exception, dtype: torch.dtype) -> Findin
             f"{name} observations, on which the density fails: {shortened(text, 160)}",
             str(dtype).removeprefix("torch."),
             f"convert the data: x.{CASTS.get(dtype, f'to({dtype})')}",
+            error,
         )
     return Finding(
         "error",
@@ -63,4 +64,5 @@ def _fails(statement: Statement, error: Exception, dtype: torch.dtype) -> Findin
         f"{type(error).__name__}: {shortened(text)}",
         "a distribution that can score its value",
         "look for another shape, another type or another support than the distribution's",
+        error,
     )

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
 from typing import Any, final
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amortized.checks import gradients as grads
 from amortized.checks.calls import Calls, left_dim_findings
+from amortized.checks.consequences import by_cause
 from amortized.checks.data import (
     non_finite_findings,
     observation_findings,
-    poisoned,
     rows_of,
     wide_findings,
 )
 from amortized.checks.densities import density_findings, log_density
+from amortized.checks.detached import detached_findings
 from amortized.checks.estimators import (
     asked_findings,
     idle_findings,
@@ -39,6 +39,7 @@ from amortized.checks.inventory import (
 from amortized.checks.isolation import seed_torch
 from amortized.checks.masks import mask_findings
 from amortized.checks.names import name_findings, nothing_observed_findings
+from amortized.checks.options import excused, may_vary
 from amortized.checks.places import shortened
 from amortized.checks.refusals import left_dim_failure, refusal
 from amortized.checks.report import Finding, Report
@@ -103,7 +104,7 @@ class Examination:
         else:
             self._without_loss(pair, known, raised)
         sites = {name for survey in pair for name in survey.statements}
-        return Report.of(poisoned(self.findings), len(sites), self._inventory(pair).count)
+        return Report.of(by_cause(self.findings), len(sites), self._inventory(pair).count)
 
     def _survey(self, values: Mapping[str, Tensor] | None = None) -> Pair:
         with self.calls.recorded("guide"):
@@ -159,11 +160,13 @@ class Examination:
         self._ask(asked_findings(self.loss, pair))
         self._ask(idle_findings(self.loss, pair[1], self._optional()))
         self._ask(left_dim_findings(self.calls.suspects(before)))
-        self._untrained(reached, known)
+        self._untrained(reached, known, pair)
         self._ask(self._unreached(reached, known, estimate))
         if validate:
             self._ask(self._branches(estimate, pair))
             self._ask(self._values(estimate, known))
+        if not self._has_error():
+            self._ask(detached_findings(self.model, self.args, self.kwargs, estimate, self.seed))
 
     def _estimate(self, validate: bool = True) -> Estimate:
         with self.calls.recorded(), pyro.validation_enabled(validate), torch.enable_grad():
@@ -198,8 +201,9 @@ class Examination:
         if not new or not isinstance(error, EstimatorError | UsageError):
             new += self._failed(error, pair, known, before)
         taken = {(f.code, f.site) for f in self.findings}
+        new = [replace(f, error=f.error or error) for f in new]
         self.findings += [f for f in new if (f.code, f.site) not in taken]
-        self._untrained(grads.leaves_under(log_density(pair)), known)
+        self._untrained(grads.leaves_under(log_density(pair)), known, pair)
 
     def _failed(
         self, error: Exception, pair: Pair, known: Inventory, before: Mapping[int, int]
@@ -231,7 +235,7 @@ class Examination:
         self._ask(idle_findings(self.loss, model, self._optional()))
         self._ask(asked_findings(self.loss, pair))
         if not raised:
-            self._untrained(grads.leaves_under(log_density(pair)), known)
+            self._untrained(grads.leaves_under(log_density(pair)), known, pair)
 
     def _latents(self, guide: Survey) -> set[str]:
         """The names of the guide's latents, over a few runs where keys are left over."""
@@ -241,8 +245,12 @@ class Examination:
                 names |= set(survey_guide(self.guide, self.args, self.kwargs).latents)
         return names
 
-    def _untrained(self, reached: Mapping[int, Tensor], known: Inventory) -> None:
+    def _untrained(self, reached: Mapping[int, Tensor], known: Inventory, pair: Pair) -> None:
         strays = strays_among(reached, known, self.leaves.values())
+        # of two parameters of one name, which is said, the store keeps one
+        for announced in (a for survey in pair for a in survey.announced):
+            if announced.offered is not announced.leaf:
+                strays.pop(id(announced.offered), None)
         programs = (self.model, self.guide)
         self._ask(untrained_findings(strays, known, self.calls, programs))
         self._ask(no_parameter_findings(known, bool(strays)))
@@ -265,8 +273,10 @@ class Examination:
             # latents decide who takes part: the rest may have its turn another time
             yield from grads.rare_findings(found, known)
         else:
+            programs = (self.model, self.guide)
+            others = excused(programs, self.args, self.kwargs, known, self.calls)
             called = self.calls.modules.keys()
-            yield from grads.no_gradient_findings(found, known, called, self._optional())
+            yield from grads.no_gradient_findings(found, known, called, others)
 
     def _gradients(self, estimate: Estimate, known: Inventory) -> Iterator[Finding]:
         found = grads.gradients_of(estimate.loss, known.fitted)
@@ -292,19 +302,7 @@ class Examination:
         return names
 
     def _optional(self) -> bool:
-        """Whether other batches may come with other arguments, such as labels or none."""
-        if any(value is None for value in (*self.args, *self.kwargs.values())):
-            return True
-        return any(map(_takes_none, (self.model, self.guide)))
-
-
-def _takes_none(program: Program) -> bool:
-    """Whether a program has an argument whose default is None."""
-    takes = program.forward if isinstance(program, nn.Module) else program
-    try:
-        return any(p.default is None for p in signature(takes).parameters.values())
-    except (TypeError, ValueError):
-        return False
+        return may_vary((self.model, self.guide), self.args, self.kwargs)
 
 
 def _unanswered(error: Exception) -> Finding:
@@ -316,6 +314,7 @@ def _unanswered(error: Exception) -> Finding:
         f"a question of it failed on this pair: {type(error).__name__}: {shortened(str(error))}",
         "programs that it understands",
         "this does not concern training; everything else was looked at",
+        error,
     )
 
 

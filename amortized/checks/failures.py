@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,7 +54,8 @@ def failure_findings(survey: Survey, facts: Facts) -> Iterator[Finding]:
     """What a program raised while it was surveyed."""
     if survey.error is not None:
         causes = [*data_causes(survey.error, facts.leaves, facts.parameter_dtype)]
-        yield from causes or [_failure(survey.error, survey, facts)]
+        for finding in causes or [_failure(survey.error, survey, facts)]:
+            yield replace(finding, error=survey.error)
 
 
 def data_causes(

@@ -36,18 +36,19 @@ def leaves_under(tensor: Tensor | None) -> dict[int, Tensor]:
 
 
 def no_gradient_findings(
-    reached: Collection[int], known: Inventory, called: Collection[int], optional: bool
+    reached: Collection[int], known: Inventory, called: Collection[int], excused: Collection[int]
 ) -> Iterator[Finding]:
     """Parameters that the loss does not depend on in this run, together by network.
 
-    ``called`` are the modules that ran; ``optional`` says that other batches may take other paths.
+    ``called`` are the modules that ran; ``excused`` the parameters that other batches may use.
     """
     idle = known.idle(called)
-    groups: dict[tuple[str, bool], list[str]] = {}
+    groups: dict[tuple[str, bool, bool], list[str]] = {}
     for name, tensor in known.fitted.items():
         if id(tensor) not in reached:
-            groups.setdefault((known.network[name], id(tensor) in idle), []).append(name)
-    for (_, unused), names in groups.items():
+            key = (known.network[name], id(tensor) in idle, id(tensor) in excused)
+            groups.setdefault(key, []).append(name)
+    for (_, unused, optional), names in groups.items():
         yield _no_gradient(names, unused, optional)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from inspect import ismethod
+from functools import partial
+from inspect import getclosurevars, isfunction, ismethod
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.nn import PyroModule
@@ -17,19 +20,24 @@ from torch.nn.parameter import is_lazy
 
 from amortized.programs.study import modules_of, undisturbed
 
+# a longer list or dict holds data, not generators
+_LONG = 1000
+
 
 @contextmanager
 def isolated(*programs: Any) -> Iterator[None]:
     """Run programs, and put everything back that a run can move.
 
-    Generators, buffers, attributes of modules and of callable objects (also what an autoguide
-    makes at its first call), ``requires_grad``, and Pyro's parameter store, of which a copy is
-    current meanwhile. Warnings of the programs are not shown: a run in training shows them.
+    Generators, also those that the programs hold, buffers, attributes of modules and of callable
+    objects (also what an autoguide makes at its first call), ``requires_grad``, and Pyro's
+    parameter store, of which a copy is current meanwhile. Warnings of the programs are not shown: a
+    run in training shows them.
     """
     store = pyro.get_param_store()
     with ExitStack() as stack:
         stack.enter_context(undisturbed(*programs))
         stack.enter_context(_remembered(*programs))
+        stack.enter_context(_generators_kept(*programs))
         stack.enter_context(store.scope(store.get_state()))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -92,3 +100,60 @@ def _owners(*programs: Any) -> Iterator[Any]:
         owner = program.__self__ if ismethod(program) else program
         if not isinstance(owner, nn.Module) and getattr(owner, "__dict__", None) is not None:
             yield owner
+
+
+@contextmanager
+def _generators_kept(*programs: Any) -> Iterator[None]:
+    restore = [_restoring(generator) for generator in _generators(*programs)]
+    try:
+        yield
+    finally:
+        for put_back in restore:
+            put_back()
+
+
+def _restoring(generator: Any) -> Callable[[], object]:
+    """What puts a generator where it stands now."""
+    if isinstance(generator, torch.Generator):
+        return partial(generator.set_state, generator.get_state())
+    if isinstance(generator, random.Random):
+        return partial(generator.setstate, generator.getstate())
+    if isinstance(generator, np.random.RandomState):
+        return partial(generator.set_state, generator.get_state())
+    return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
+
+
+def _generators(*programs: Any) -> Iterator[Any]:
+    """The generators that programs hold: in attributes, arguments, closures and containers."""
+    waiting: list[Any] = [*programs, *(vars(owner) for owner in _owners(*programs))]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(
+            value, torch.Generator | random.Random | np.random.Generator | np.random.RandomState
+        ):
+            yield value
+        elif isinstance(value, dict):
+            waiting += value.values() if len(value) <= _LONG else ()
+        elif isinstance(value, list | tuple | set):
+            waiting += value if len(value) <= _LONG else ()
+        elif isinstance(value, partial):
+            waiting += [value.func, value.args, value.keywords]
+        elif ismethod(value):
+            waiting += [value.__func__]
+        elif isfunction(value):
+            waiting += [v for v in _outer_values(value) if not isinstance(v, type)]
+        elif isinstance(value, nn.Module):
+            waiting.append(vars(value))
+
+
+def _outer_values(function: Any) -> list[Any]:
+    """What a function finds outside of itself; of functions there, those of its closure only."""
+    try:
+        outer = getclosurevars(function)
+    except ValueError:  # a cell that is not filled yet
+        return []
+    return [*outer.nonlocals.values(), *(v for v in outer.globals.values() if not isfunction(v))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from amortized.checks.places import names_words, place, similar
 from amortized.checks.report import Finding
@@ -18,7 +18,8 @@ def name_findings(guide: Survey, model: Survey) -> Iterator[Finding]:
     if guide.error is None:
         yield from _missing_in_guide(guide, model)
     if model.error is None:
-        yield from _missing_in_model(guide, model)
+        renamed = {} if guide.error else _renamed(guide, model)
+        yield from _missing_in_model(guide, model, renamed.values())
 
 
 def nothing_observed_findings(model: Survey, has_data: bool) -> Iterator[Finding]:
@@ -96,7 +97,7 @@ def _unit(statement: Statement) -> object:
 
 
 def _missing_in_guide(guide: Survey, model: Survey) -> Iterator[Finding]:
-    strangers = guide.latents.keys() - model.statements.keys()
+    renamed = _renamed(guide, model)
     for name, statement in model.latents.items():
         if name in guide.statements:
             continue
@@ -111,24 +112,43 @@ def _missing_in_guide(guide: Survey, model: Survey) -> Iterator[Finding]:
                 "sample it in the guide and give it am.Enumerate()",
             )
             continue
-        close = similar(name, strangers)
+        close = renamed.get(name)
         hint = f"did you mean {close!r} in the guide? " if close else ""
+        instead = f", and has {close!r}, which the model does not sample" if close else ""
+        computed = " (there it is a pyro.deterministic)" if close in model.deterministic else ""
         yield Finding(
             "error",
             "missing-in-guide",
             name,
             place(statement),
-            f"the model samples it, but the guide does not (it has {names_words(guide.latents)})",
+            "the model samples it, but the guide does not (it has "
+            f"{names_words(guide.latents)}){instead}{computed}",
             "a guide site for every latent of the model",
             f"{hint}give the guide a pyro.sample({name!r}, ...); if it is data, observe it in "
             "the model with obs=, and pass the data",
         )
 
 
-def _missing_in_model(guide: Survey, model: Survey) -> Iterator[Finding]:
+def _renamed(guide: Survey, model: Survey) -> dict[str, str]:
+    """Latents of the model that the guide seems to sample under another name."""
+    strangers = {name for name, s in guide.latents.items() if not s.auxiliary}
+    strangers -= model.statements.keys()
+    found: dict[str, str] = {}
+    for name in [n for n in model.latents if n not in guide.statements]:
+        # the missing part of what is observed with obs_mask=
+        whole = name.removesuffix("_unobserved")
+        close = whole if whole in strangers else similar(name, strangers)
+        if close is not None:
+            found[name] = close
+            strangers.discard(close)
+    return found
+
+
+def _missing_in_model(guide: Survey, model: Survey, known: Collection[str]) -> Iterator[Finding]:
+    """``known`` are said to be a latent of the model under another name."""
     wanting = model.latents.keys() - guide.latents.keys()
     for name, statement in guide.latents.items():
-        if name in model.statements or statement.auxiliary:
+        if name in model.statements or statement.auxiliary or name in known:
             continue
         close = similar(name, wanting)
         hint = f"did you mean {close!r}? " if close else ""

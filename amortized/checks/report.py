@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, final
 
 from amortized.errors import (
@@ -52,6 +52,7 @@ CODES: dict[str, type[AmortizedError]] = {
     "objective": UsageError,
     "no-parameters": ProgramError,
     "no-gradient": ProgramError,
+    "detached-latent": ProgramError,
     "untrained-module": ProgramError,
     "parameter-collision": ProgramError,
     "devices-differ": ProgramError,
@@ -85,6 +86,7 @@ class Finding:
         found: what was found there.
         expected: what was expected.
         advice: what to do.
+        error: what was raised, where that is how the mistake showed.
 
     >>> print(Finding("error", "missing-in-guide", "z", "site 'z' of the model",
     ...       "the guide does not sample it", "a guide site for every latent", "add it"))
@@ -99,6 +101,11 @@ class Finding:
     found: str
     expected: str
     advice: str
+    error: Exception | None = field(default=None, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Plain data: all but the error."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "error"}
 
     def __str__(self) -> str:
         """One sentence: where, found, expected, what to do."""
@@ -145,10 +152,12 @@ class Report:
         """Raise if there are errors: one sentence for each.
 
         Raises:
-            AmortizedError: of the class that belongs to the first error's code.
+            AmortizedError: of the class that belongs to the first error's code; its cause is what
+                the programs raised, if they did.
         """
         if self.errors:
-            raise CODES[self.errors[0].code]("\n".join(map(str, self.errors)))
+            cause = next((f.error for f in self.errors if f.error is not None), None)
+            raise CODES[self.errors[0].code]("\n".join(map(str, self.errors))) from cause
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -156,7 +165,7 @@ class Report:
             "ok": self.ok,
             "sites": self.sites,
             "parameters": self.parameters,
-            "findings": [asdict(f) for f in self.findings],
+            "findings": [f.to_dict() for f in self.findings],
         }
 
     def __str__(self) -> str:

@@ -47,6 +47,8 @@ def _pair(q: Statement, p: Statement) -> Iterator[Finding]:
     other_event = q.fn.event_shape != p.fn.event_shape
     if other_event:
         yield _event(q, p)
+        if _same_elements(q, p):  # one mistake, which leaves a batch dim in one of them
+            return
     elif _plates_matter(q, p):
         yield _plate_mismatch(q, p)
         # what a plate of the other program explains is said
@@ -54,6 +56,11 @@ def _pair(q: Statement, p: Statement) -> Iterator[Finding]:
         q, p = (_within(q, known), _within(p, known))
     yield from _undeclared(q, q.fn.batch_shape)
     yield from _undeclared(p, p.fn.batch_shape)
+
+
+def _same_elements(q: Statement, p: Statement) -> bool:
+    """Whether values have one shape, of which other parts are the event."""
+    return q.fn.batch_shape + q.fn.event_shape == p.fn.batch_shape + p.fn.event_shape
 
 
 def _within(statement: Statement, plates: dict[int, Frame]) -> Statement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from amortized.loss import VariationalLoss
 from amortized.programs.batches import aliases, as_arguments, leaves_of
 from amortized.programs.records import DataPlate
 from amortized.programs.run import Program
+from amortized.programs.survey import survey_guide, survey_model
 
 
 def size_finding(
@@ -28,7 +30,9 @@ def size_finding(
 
     The pair was found right on the first. Nothing is left behind.
     """
-    with isolated(model, guide), torch.no_grad():
+    loss = copy.deepcopy(loss)
+    # copies and particles were compared on the first batch
+    with isolated(model, guide), torch.no_grad(), loss.looking("never"):
         for number, batch in enumerate(batches):
             args, kwargs = aliases(*as_arguments(batch))
             rows = rows_of(leaves_of(batch))
@@ -42,6 +46,15 @@ def size_finding(
     return None
 
 
+def lacks_data_plate(model: Program, guide: Program, batch: Any) -> bool:
+    """Whether the model observes something, and no plate holds what it observes."""
+    args, kwargs = aliases(*as_arguments(batch))
+    with isolated(model, guide), torch.no_grad():
+        run = survey_model(model, args, kwargs, survey_guide(guide, args, kwargs))
+    observed = [s for s in run.statements.values() if s.observed]
+    return bool(observed) and not any(s.frames for s in observed)
+
+
 def _finding(first: int | None, second: int | None, error: Exception) -> Finding:
     return Finding(
         "error",
@@ -53,4 +66,5 @@ def _finding(first: int | None, second: int | None, error: Exception) -> Finding
         "give nothing the size of a minibatch: plates of len(x), and no pyro.param with a row for "
         "each row of the batch (use a network of x, or parameters of all data in a plate with "
         "subsample=)",
+        error,
     )

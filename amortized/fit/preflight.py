@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from amortized.checks.sizes import lacks_data_plate
 from amortized.errors import CheckWarning, DataError, ProgramError
 from amortized.fit.data import batch_length, structure_of
 from amortized.fit.plan import Plan
@@ -26,6 +28,9 @@ def preflight(stepper: Stepper, plan: Plan) -> bool:
         DataError: validation data of another structure, or data that are not finite, by row.
         AmortizedError: what else the check found.
     """
+    # a name alone leaves the size of the plate to be counted
+    counted = plan.data.name is not None and plan.data.size == plan.train.size
+    plan = replace(plan, data=replace(plan.data, counted=counted or plan.data.counted))
     with preserved_rng():
         first, val = plan.train.peek(), None if plan.val is None else plan.val.peek()
     if first is None:
@@ -59,13 +64,17 @@ def _check_rows(stepper: Stepper, plan: Plan, first: Any) -> None:
         raise DataError(
             f"{worst.where}: NaN or infinity in {_named(rows)} of the data set; expected finite "
             f"numbers; {worst.advice}"
-        )
+        ) from worst.error
 
 
 def _check_data_plate(stepper: Stepper, plan: Plan, first: Any) -> None:
     """Without a data plate every minibatch counts as the whole data set."""
     size, rows = plan.train.size, batch_length(first)
-    if size is not None and rows < size and stepper.lacks_data_plate(first, plan.data):
+    if size is None or rows >= size:
+        return
+    with stepper.parameters.scope():
+        lacking = lacks_data_plate(stepper.model, stepper.guide, stepper.placed(first))
+    if lacking:
         warnings.warn(
             f"no plate holds the observations, so each minibatch of {rows} rows counts as the "
             f"whole data set of {size}, and global latents are charged {-(-size // rows)} times an "
@@ -83,7 +92,7 @@ def _check_last_batch(stepper: Stepper, plan: Plan, first: Any) -> None:
     if last is not None:
         finding = stepper.other_size(first, last, plan.data)
         if finding is not None:
-            raise ProgramError(str(finding))
+            raise ProgramError(str(finding)) from finding.error
 
 
 def _named(rows: Sequence[int]) -> str:

@@ -18,6 +18,7 @@ from amortized.errors import EstimatorError, NonFiniteError, ProgramError, Usage
 from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of, parameters_of
 from amortized.estimators.pathwise import Pathwise
 from amortized.estimators.score_function import ScoreFunction
+from amortized.programs.indices import all_indices
 from amortized.programs.records import DataPlate, Layout, SiteRecord
 
 # copies of dependent sites multiply: beyond this, one step would rather exhaust the memory
@@ -74,6 +75,7 @@ class GuideHandler(Messenger):
             if self.context.fixed is not None and msg["value"] is None:
                 msg["value"] = self.context.fixed.get(msg["name"])
                 msg["done"] = msg["value"] is not None
+            _take_all(msg)
             return
         _refuse_deeper(msg, self.context.layout)
         if msg["is_observed"]:
@@ -191,6 +193,7 @@ class ModelHandler(Messenger):
             drawn = msg["fn"]
             if msg["value"] is None and drawn.subsample_size not in (None, drawn.size):
                 self._own_minibatches.add(msg["name"])
+            _take_all(msg)
             return
         if msg["value"] is None:
             msg["value"], msg["done"] = ours, True
@@ -212,6 +215,14 @@ class ModelHandler(Messenger):
                 f"site {msg['name']!r}: the model samples it twice; give every site its own name"
             )
         self.records[msg["name"]] = record_of(msg, self.context.data)
+
+
+def _take_all(msg: Any) -> None:
+    """The indices of a plate that is not subsampled; others are Pyro's to draw."""
+    if msg["value"] is None and not msg["done"]:
+        indices = all_indices(msg["fn"])
+        if indices is not None:
+            msg["value"], msg["done"] = indices, True
 
 
 def _deterministic(msg: Any) -> bool:
@@ -316,11 +327,12 @@ def record_of(
         size = frame.size if frame.size >= 0 else _size_at(msg, frame.dim)
         full = frame.full_size if frame.full_size is not None and frame.size >= 0 else size
         if data.size is not None and frame.name == data.name and full == size:
-            if data.rows is not None and data.rows != size:
+            if data.counted and data.rows not in (None, size):
                 raise UsageError(
                     f"plate {frame.name!r} was taken for the data plate, but it has {size} "
                     f"elements and the minibatch {data.rows} rows; name the plate whose elements "
-                    "are data points: am.SVI(..., data_plate=...)"
+                    "are rows, am.SVI(..., data_plate=...), or say how many elements this one has "
+                    f"for all data: data_plate=am.DataPlate({frame.name!r}, N)"
                 )
             full = data.size
             scale = scale * (full / size)

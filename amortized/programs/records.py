@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -27,12 +27,21 @@ class DataPlate:
         name: the plate's name; None means the sole outermost plate that holds observations.
         size: the full size of the data set. Where the program's plate declares only the
             minibatch, its sites are rescaled by ``size / B``, so that global latents count once.
-        rows: the length of the minibatch, which such a plate must have (`UsageError`).
+        rows: the length of the minibatch.
+        counted: the size is the number of rows of the data set, so that the plate must have as many
+            elements as the minibatch has rows (`UsageError`). A plate without a name is always
+            asked for that; name and size given together are taken at their word, as for a plate of
+            visits where rows are patients.
     """
 
     name: str | None = None
     size: int | None = None
     rows: int | None = None
+    counted: bool = False
+
+    def found(self, name: str | None) -> DataPlate:
+        """With the name that the plate has in a program."""
+        return replace(self, name=name, counted=self.counted or self.name is None)
 
 
 @dataclass

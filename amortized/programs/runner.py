@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -23,6 +22,7 @@ _REMEMBERED = 256
 _LOOK_AGAIN = (0, 10, 100, 1_000, 10_000)
 
 Choose = Callable[[Site, Mapping[str, Any]], Estimator]
+Looks = Literal["never", "now and then", "always"]
 
 
 class Runner:
@@ -32,8 +32,8 @@ class Runner:
         self.min_nesting = min_nesting
         self.sites: set[str] = set()
         self.observed: set[str] = set()
-        self.looks = True
-        """Whether copies are compared again as a structure recurs."""
+        self.looks: Looks = "now and then"
+        """When copies are compared again as a structure recurs."""
         self._studies: dict[Any, Study] = {}
         self._modules: dict[Any, tuple[Program, list[nn.Module]]] = {}
 
@@ -98,7 +98,7 @@ class Runner:
             ProgramError: names, plates or shapes do not fit, or copies are mixed.
         """
         study = self.study(model, guide, args, kwargs, noise, data)
-        plate = study.data if data is None else replace(data, name=study.data.name)
+        plate = study.data if data is None else data.found(study.data.name)
 
         def attempt(room: int) -> tuple[Run, Context]:
             context = Context(Layout(room, num_particles), noise, choose, plate)
@@ -110,7 +110,8 @@ class Runner:
             shape = (num_particles, tuple(run.guide), tuple(run.model), *run.layout.axes)
             times = study.structures.get(shape, 0)
             # weights that start at zero hide a mixture of copies: look again as they grow
-            if times in _LOOK_AGAIN and self.looks:
+            wanted = self.looks == "always" or times in _LOOK_AGAIN
+            if wanted and self.looks != "never":
                 refuse_erased_axes(model, guide, args, kwargs, run, context)
             _keep(study.structures, shape, times + 1)
         return run, plate
@@ -130,7 +131,7 @@ class Runner:
     ) -> tuple[list[Tree], DataPlate]:
         """A tree of runs for each particle, copy by copy, and the data plate by name."""
         study = self.study(model, guide, args, kwargs, noise, data)
-        plate = study.data if data is None else replace(data, name=study.data.name)
+        plate = study.data if data is None else data.found(study.data.name)
 
         def attempt(room: int) -> list[Tree]:
             context = Context(Layout(room), noise, choose, plate)

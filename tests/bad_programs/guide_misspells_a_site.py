@@ -10,9 +10,7 @@ from torch import nn
 
 from tests.catalogue import Expected, Pair
 
-EXPECTED = Expected(
-    "missing-in-guide", site="latent", remedy=("'latnet'", "mean"), also=("missing-in-model",)
-)
+EXPECTED = Expected("missing-in-guide", site="latent", remedy=("'latnet'", "mean"))
 
 
 def program() -> Pair:

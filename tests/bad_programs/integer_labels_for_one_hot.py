@@ -12,7 +12,6 @@ EXPECTED = Expected(
     site="y",
     names="OneHotCategorical",
     remedy="one_hot",
-    also=("data-support", "program-raises"),
 )
 
 

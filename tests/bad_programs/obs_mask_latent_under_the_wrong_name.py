@@ -10,7 +10,6 @@ EXPECTED = Expected(
     "missing-in-guide",
     site="x_unobserved",
     remedy="x_unobserved",
-    also=("missing-in-model", "observed-latent"),
 )
 
 

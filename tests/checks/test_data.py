@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from amortized.checks.consequences import by_cause
 from amortized.checks.data import (
     as_batch,
     dtype_findings,
@@ -18,7 +19,6 @@ from amortized.checks.data import (
     length_findings,
     non_finite_findings,
     observation_findings,
-    poisoned,
     rows_of,
     wide_findings,
 )
@@ -137,6 +137,6 @@ def test_nan_behind_a_mask_that_spoils_the_run_is_an_error() -> None:
     x = torch.tensor([1.0, NAN])
     findings = observed(dist.Normal(0.0, 1.0), x, torch.tensor([True, False]))
     findings += non_finite_findings({"batch": x})
-    (finding,) = poisoned(findings)
+    (finding,) = by_cause(findings)
     assert (finding.severity, finding.code) == ("error", "nan-behind-mask")
-    assert poisoned(findings[:1]) == findings[:1]
+    assert by_cause(findings[:1]) == findings[:1]

@@ -35,7 +35,7 @@ def test_leaves_under_a_tensor() -> None:
 def test_parameters_without_a_path_are_said_by_network() -> None:
     parameters = known("net.weight", "net.bias", "loc", "scale")
     reached = {id(parameters.fitted["loc"])}
-    found = list(no_gradient_findings(reached, parameters, [], optional=False))
+    found = list(no_gradient_findings(reached, parameters, [], excused=[]))
     assert [f.where for f in found] == [
         "parameters 'net.bias', 'net.weight'",
         "parameter 'scale'",
@@ -47,11 +47,12 @@ def test_networks_that_were_not_called_may_have_their_turn() -> None:
     net = nn.Linear(1, 1)
     parameters = Inventory(dict(net.named_parameters()), dict.fromkeys(["weight", "bias"], "net"))
     parameters.networks = [net]
-    (warning,) = no_gradient_findings([], parameters, [], optional=False)
-    (note,) = no_gradient_findings([], parameters, [], optional=True)
+    own = [id(p) for p in net.parameters()]
+    (warning,) = no_gradient_findings([], parameters, [], excused=[])
+    (note,) = no_gradient_findings([], parameters, [], excused=own)
     assert "did not use" in warning.found
     assert (warning.severity, note.severity) == ("warning", "note")
-    (called,) = no_gradient_findings([], parameters, [id(net)], optional=True)
+    (called,) = no_gradient_findings([], parameters, [id(net)], excused=own)
     assert called.severity == "warning"
     assert [f.severity for f in rare_findings([], parameters)] == ["note"]
     assert list(rare_findings([id(p) for p in net.parameters()], parameters)) == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -145,3 +146,88 @@ def test_the_state_of_estimators_stays() -> None:
     state = {name: value.clone() for name, value in loss.state_dict().items()}
     am.check(model, guide, X, loss=loss)
     assert state and all(torch.equal(loss.state_dict()[name], v) for name, v in state.items())
+
+
+class Noisy(nn.Module):
+    """Draws from a generator of its own."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.net, self.own = nn.Linear(1, 1), own
+
+    def forward(self, x: Tensor) -> None:
+        rand(self.own)
+        guide(x)
+
+
+def rand(own: Any) -> None:
+    if isinstance(own, torch.Generator):
+        torch.rand(3, generator=own)
+    else:
+        own.random() if hasattr(own, "random") else own.rand()
+
+
+def state_of(own: Any) -> str:
+    if isinstance(own, torch.Generator):
+        return str(own.get_state().tolist())
+    if isinstance(own, random.Random):
+        return str(own.getstate())
+    held = own.bit_generator.state if isinstance(own, np.random.Generator) else own.get_state()
+    return str(held)
+
+
+OWN = {
+    "torch": lambda: torch.Generator().manual_seed(1),
+    "numpy": lambda: np.random.default_rng(1),
+    "old numpy": lambda: np.random.RandomState(1),
+    "python": lambda: random.Random(1),
+}
+
+
+def closing_over(own: Any) -> Any:
+    def program(x: Tensor) -> None:
+        rand(own)
+        guide(x)
+
+    return program
+
+
+def in_a_container(own: Any) -> Any:
+    held = {"all": [own]}
+
+    def program(x: Tensor) -> None:
+        rand(held["all"][0])
+        guide(x)
+
+    return program
+
+
+class Holder:
+    def __init__(self, own: Any) -> None:
+        self.own = [own]
+
+    def __call__(self, x: Tensor) -> None:
+        rand(self.own[0])
+        guide(x)
+
+
+def bound(own: Any) -> Any:
+    return Holder(own).__call__
+
+
+def as_an_argument(own: Any) -> Any:
+    return partial(lambda noise, x: (rand(noise), guide(x))[1], own)
+
+
+@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize(
+    "hold", [Noisy, closing_over, in_a_container, as_an_argument, Holder, bound]
+)
+def test_generators_of_the_programs_own_stay(kind: str, hold: Any) -> None:
+    own = OWN[kind]()
+    program, before = hold(own), state_of(own)
+    am.check(model, program, X)
+    assert state_of(own) == before
+    program(X)
+    assert state_of(own) != before
+    pyro.clear_param_store()

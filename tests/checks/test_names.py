@@ -15,11 +15,31 @@ def surveyed(guide: list[str], model: list[str]) -> tuple[Survey, Survey]:
     return theirs, survey_model(lambda: [pyro.sample(name, LAW) for name in model], (), {}, theirs)
 
 
-def test_the_closest_name_is_suggested_both_ways() -> None:
-    found = list(name_findings(*surveyed(["theta"], ["thetta"])))
-    assert [f.code for f in found] == ["missing-in-guide", "missing-in-model"]
-    assert "did you mean 'theta' in the guide?" in found[0].advice
-    assert "did you mean 'thetta'?" in found[1].advice
+def test_a_misspelt_name_is_one_mistake() -> None:
+    (finding,) = name_findings(*surveyed(["theta"], ["thetta"]))
+    assert (finding.code, finding.site) == ("missing-in-guide", "thetta")
+    assert "has 'theta', which the model does not sample" in finding.found
+    assert "did you mean 'theta' in the guide?" in finding.advice
+
+
+def test_names_that_are_not_alike_are_two() -> None:
+    found = list(name_findings(*surveyed(["scale"], ["loc"])))
+    assert [(f.code, f.site) for f in found] == [
+        ("missing-in-guide", "loc"),
+        ("missing-in-model", "scale"),
+    ]
+
+
+def test_every_name_is_mistaken_for_one_other() -> None:
+    found = list(name_findings(*surveyed(["z0", "z1", "rest"], ["z_0", "z_1", "z_2"])))
+    assert [(f.code, f.site) for f in found] == [
+        ("missing-in-guide", "z_0"),
+        ("missing-in-guide", "z_1"),
+        ("missing-in-guide", "z_2"),
+        ("missing-in-model", "rest"),
+    ]
+    hints = ["'z0' in the guide?", "'z1' in the guide?", None]
+    assert [h is None or h in f.advice for h, f in zip(hints, found, strict=False)] == [True] * 3
 
 
 def test_auxiliary_sites_and_factors_are_fine() -> None:

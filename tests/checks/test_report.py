@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 
 from amortized.checks.report import CODES, Finding, Report, Severity
@@ -63,3 +66,20 @@ def test_codes_are_kebab_case() -> None:
 def test_to_dict_is_plain() -> None:
     found = Report.of([finding()], 1, 2).to_dict()
     assert found["ok"] is False and found["findings"][0]["code"] == "no-gradient"
+    assert set(found["findings"][0]) == {
+        "severity", "code", "site", "where", "found", "expected", "advice"
+    }  # fmt: skip
+
+
+def test_what_was_raised_is_the_cause_of_what_is_raised() -> None:
+    cause = RuntimeError("a line of the user's")
+    caused = replace(finding(code="program-raises", site="z"), error=cause)
+    assert caused == finding(code="program-raises", site="z") and "user" not in repr(caused)
+    report = Report.of([finding("warning"), finding(), caused], 1, 1)
+    with pytest.raises(ProgramError) as found:
+        report.raise_errors()
+    assert found.value.__cause__ is cause
+    assert "error" not in report.to_dict()["findings"][0] and copy.copy(report) == report
+    with pytest.raises(ProgramError) as found:
+        Report.of([finding()], 1, 1).raise_errors()
+    assert found.value.__cause__ is None

@@ -116,6 +116,11 @@ def latent(law: Any, *plates: Any) -> Callable[[], None]:
         (
             latent(normal(3)),
             latent(normal(3).to_event(1)),
+            ["event-shape-mismatch"],
+        ),
+        (
+            latent(normal(3)),
+            latent(normal(4).to_event(1)),
             ["event-shape-mismatch", "undeclared-batch-dim"],
         ),
         (latent(normal(), ("d", 3)), latent(normal(), ("d", 4)), ["plate-mismatch"]),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 import amortized as am
-from amortized.checks.sizes import size_finding
+from amortized.checks.sizes import lacks_data_plate, size_finding
 from tests.fit import tiny
 
 
@@ -32,3 +34,31 @@ def test_fit_looks_at_the_size_of_the_last_batch() -> None:
     with pytest.raises(am.ProgramError, match="a batch of 4 rows, after one of 12"):
         svi.fit(tiny.data(40), max_epochs=1, batch_size=12, progress=False)
     svi.fit(tiny.data(40), max_epochs=1, batch_size=40, progress=False)
+
+
+def test_observations_without_a_plate() -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.randn(())), 1.0))
+
+    state = torch.get_rng_state()
+    assert lacks_data_plate(model, guide, tiny.data(8))
+    assert not lacks_data_plate(tiny.local_model, tiny.param_guide, tiny.data(8))
+    assert not lacks_data_plate(guide, guide, tiny.data(8)), "nothing is observed"
+    assert torch.equal(torch.get_rng_state(), state) and len(pyro.get_param_store()) == 0
+
+
+def test_a_second_size_is_not_compared_copy_by_copy() -> None:
+    runs = itertools.count()
+
+    def counted(x: Tensor) -> None:
+        next(runs)
+        tiny.param_guide(x)
+
+    loss = am.VariationalLoss(am.ELBO(num_particles=8))
+    batches = (tiny.data(8), tiny.data(3))
+    assert size_finding(tiny.local_model, counted, batches, loss) is None
+    assert next(runs) <= 6, "two for each size, and one to see how deep plates nest"

@@ -251,6 +251,12 @@ def detached() -> Case:
     return Case("no-gradient", model, network_guide(lambda x: net(x).detach(), net), **WARNING)
 
 
+def deaf(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.detach(), 1.0), obs=x)
+
+
 def unregistered() -> Case:
     return Case("untrained-module", model, network_guide(nn.Linear(1, 1)), **WARNING)
 
@@ -266,7 +272,7 @@ PARTICLES = am.VariationalLoss(am.ELBO(num_particles=3))
 
 CASES: dict[str, Callable[[], Case]] = {
     "misspelt": lambda: Case("missing-in-guide", model, named("zz"), site="z"),
-    "stranger": lambda: Case("missing-in-model", model, named("zz"), site="zz"),
+    "stranger": lambda: Case("missing-in-model", model, named("other"), site="other"),
     "twice": lambda: Case("duplicate-site", model, twice, site="z"),
     "observing": lambda: Case("observed-in-guide", model, observing_guide, site="a"),
     "sampled data": lambda: Case("observed-latent", model, named("x"), site="x"),
@@ -340,6 +346,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "Pyro's loss": lambda: Case("objective", model, guide, loss=pyro.infer.Trace_ELBO()),  # type: ignore
     "nothing to train": lambda: Case("no-parameters", model, lambda x: named_without_parameter(x)),
     "detached": detached,
+    "detached latent": lambda: Case("detached-latent", deaf, guide, site="z"),
     "unregistered": unregistered,
     "one name": collision,
     "two devices": on_meta,

@@ -1,9 +1,11 @@
 import math
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import amortized as am
@@ -93,3 +95,104 @@ def test_warnings_are_shown_and_training_goes_on() -> None:
 
     with pytest.warns(am.CheckWarning, match="Linear"):
         fit(tiny.data(), model=model)
+
+
+def random_parameters(x: Tensor) -> None:
+    weight = pyro.param("weight", lambda: torch.randn(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(weight * x, pyro.param("scale", torch.rand(1)).exp()))
+
+
+def random_modules() -> Callable[[Tensor], None]:
+    made: list[nn.Module] = []
+
+    def guide(x: Tensor) -> None:
+        if "net$$$weight" not in pyro.get_param_store():
+            made[:] = [nn.Linear(1, 1)]
+        net = pyro.module("net", made[0])
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x.unsqueeze(-1)).squeeze(-1), 1.0))
+
+    return guide
+
+
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LazyLinear(1)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.layer(x.unsqueeze(-1)).squeeze(-1), 1.0))
+
+
+def minibatch(x: Tensor) -> None:
+    with pyro.plate("rows", len(x), subsample_size=3) as rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+
+def minibatch_guide(x: Tensor) -> None:
+    weight = pyro.param("weight", lambda: torch.randn(len(x)))
+    with pyro.plate("rows", len(x), subsample_size=3) as rows:
+        pyro.sample("z", dist.Normal(weight[rows], 1.0))
+
+
+BASELINE = {"z": am.ScoreFunction(am.NeuralBaseline())}
+RANDOM_STARTS = {
+    "param": lambda: (tiny.local_model, random_parameters, None, 16),
+    "short last batch": lambda: (tiny.local_model, random_parameters, None, 12),
+    "all data": lambda: (tiny.local_model, random_parameters, None, 40),
+    "several particles": lambda: (tiny.local_model, random_parameters, am.ELBO(2), 16),
+    "module": lambda: (tiny.local_model, random_modules(), None, 16),
+    "lazy module": lambda: (tiny.local_model, Lazy(), None, 16),
+    "subsampled plate": lambda: (minibatch, minibatch_guide, None, 40),
+    "estimator": lambda: (tiny.local_model, tiny.param_guide, None, 16),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM_STARTS)
+def test_parameters_start_where_they_start_without_a_check(name: str) -> None:
+    histories, tensors = [], []
+    for check in (True, False):
+        torch.manual_seed(4)
+        model, guide, objective, batch_size = RANDOM_STARTS[name]()
+        loss = am.VariationalLoss(objective, BASELINE if name == "estimator" else None)
+        svi = am.SVI(model, guide, loss)
+        options = {"max_epochs": 2, "seed": 0, "batch_size": batch_size, "progress": False}
+        history = svi.fit(tiny.data(40), tiny.data(8), check=check, **options)
+        histories.append({k: v for k, v in history.items() if k != "epoch_time"})
+        tensors.append(svi.params())
+    assert histories[0] == histories[1]
+    assert all(torch.equal(tensors[0][name], value) for name, value in tensors[1].items())
+
+
+def long_model(patient: Tensor, x: Tensor) -> None:
+    """Visits in rows of five: z ~ N(0, 1), x ~ N(z, 1) for each visit."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("visits", x.numel()):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x.flatten())
+
+
+def long_guide(patient: Tensor, x: Tensor) -> None:
+    scale = pyro.param("scale", torch.tensor(0.1), constraint=dist.constraints.positive)
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), scale))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_long_data_with_a_data_plate_of_their_own(check: bool) -> None:
+    x = 3.0 + torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    svi = am.SVI(long_model, long_guide, lr=0.05, data_plate=am.DataPlate("visits", 60))
+    options = {"batch_size": 4, "seed": 0, "progress": False, "check": check}
+    svi.fit((torch.arange(12), x), max_epochs=100, **options)
+    found = svi.params()["loc"].item()
+    assert found == pytest.approx(60 / 61 * x.mean().item(), abs=0.1)
+    wrong = am.SVI(long_model, long_guide, data_plate=None)
+    with pytest.raises(am.AmortizedError, match=r"'visits'.*20 elements.*DataPlate\('visits', N\)"):
+        wrong.fit((torch.arange(12), x), max_epochs=1, **options)
+
+
+def test_a_data_plate_by_name_alone_has_the_size_of_the_data_set() -> None:
+    svi = am.SVI(long_model, long_guide, data_plate="visits")
+    with pytest.raises(am.AmortizedError, match="20 elements"):
+        svi.fit((torch.arange(12), torch.randn(12, 5)), max_epochs=1, batch_size=4, progress=False)

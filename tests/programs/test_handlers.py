@@ -276,3 +276,39 @@ def test_a_plate_without_a_size_has_that_of_its_sites(size: am.DataPlate | None)
         losses.append(estimate.loss.item())
         assert estimate.data_size == (3 if size is None else 12)
     assert losses[0] == losses[1]
+
+
+def visits_of(patients: torch.Tensor) -> Any:
+    """A pair with two visits for each row of a batch, and that batch."""
+
+    def model(x: torch.Tensor) -> None:
+        pyro.sample("w", dist.Delta(torch.tensor(1.0)))
+        with pyro.plate("visits", 2 * len(x)):
+            pyro.sample("x", UNIT, obs=torch.zeros(2 * len(x)))
+
+    def guide(x: torch.Tensor) -> None:
+        pyro.sample("w", dist.Delta(torch.tensor(1.0)))
+
+    return model, guide, (patients,), {}
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_a_data_plate_with_a_name_and_a_size_is_taken_at_its_word(vectorize: bool) -> None:
+    loss = am.VariationalLoss(vectorize=vectorize)
+    data = am.DataPlate("visits", 60, rows=3)
+    estimate = loss.estimate(*visits_of(torch.zeros(3)), data=data)
+    per_visit = -UNIT.log_prob(torch.tensor(0.0)).item()
+    assert estimate.data_size == 60
+    assert estimate.loss.item() == pytest.approx(60 * per_visit)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize(
+    "data", [am.DataPlate(None, 60, rows=3), am.DataPlate("visits", 60, rows=3, counted=True)]
+)
+def test_a_size_that_was_counted_wants_a_plate_of_the_minibatch(
+    data: am.DataPlate, vectorize: bool
+) -> None:
+    loss = am.VariationalLoss(vectorize=vectorize)
+    with pytest.raises(am.UsageError, match=r"'visits'.* 6 elements .* 3 rows.*DataPlate\("):
+        loss.estimate(*visits_of(torch.zeros(3)), data=data)

@@ -1,0 +1,251 @@
+"""One ``amortized fit``: from a program file to the table, the training, the numbers and files."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from torch.utils.data import DataLoader
+
+from amortized.errors import AmortizedError, CheckWarning, ProgramError, UsageError
+from amortized.fit.callbacks import Callback, EarlyStopping, FitState
+from amortized.fit.data import first_batch
+from amortized.fit.figures import write_figures
+from amortized.fit.files import build, program_file
+from amortized.fit.folder import METRICS, RunFolder, write_json
+from amortized.fit.history import History
+from amortized.fit.model_checkpoint import ModelCheckpoint
+from amortized.fit.program import Program
+from amortized.fit.rng import seeded
+from amortized.fit.svi import SVI
+from amortized.loss import VariationalLoss
+from amortized.objectives.elbo import ELBO
+
+
+@dataclass(frozen=True)
+class Source:
+    """The program that a command is about, with the loss that is asked for."""
+
+    path: Path
+    options: dict[str, str]
+    estimators: dict[str, str]
+    objective: ELBO
+    batch_size: int | None
+    seed: int
+
+    @property
+    def loss(self) -> VariationalLoss:
+        """The objective with its estimators."""
+        return VariationalLoss(self.objective, self.estimators or None)
+
+    @contextmanager
+    def opened(self) -> Iterator[Program]:
+        """The program, built under the seed.
+
+        Raises:
+            ProgramError: what the file or its function raised, with the line.
+        """
+        with ExitStack() as stack:
+            with _faults_in(self.path):
+                function = stack.enter_context(program_file(self.path))
+                stack.enter_context(seeded(self.seed))
+                program = build(function, self.options)
+            yield program
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call of ``amortized fit`` asks for."""
+
+    source: Source
+    out: Path | None
+    resume: bool
+    overwrite: bool
+    lr: float
+    patience: int
+    training: dict[str, Any]
+    """Options that go to `SVI.fit` as they are."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All of it as plain values; what may change on resuming is in `FREE`."""
+        source, plain = self.source, dict(self.training)
+        return {
+            "program": str(source.path),
+            "options": source.options,
+            "estimators": source.estimators,
+            "objective": repr(source.objective),
+            "batch_size": source.batch_size,
+            "seed": source.seed,
+            "lr": self.lr,
+            "patience": self.patience,
+            **plain,
+        }
+
+
+# On resuming, training may be longer, elsewhere, or look different.
+FREE = ("program", "max_epochs", "max_steps", "progress", "device", "check", "detect_anomaly")
+
+
+@contextmanager
+def _faults_in(path: Path) -> Iterator[None]:
+    """Whatever a file raises while it is read is a mistake in the program."""
+    try:
+        yield
+    except AmortizedError:
+        raise
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, SyntaxError) and error.filename:
+            file, line = error.filename, error.lineno
+            text = f"{type(error).__name__}: {error.msg}"
+        else:
+            file, line = _line_of(error, path)
+        at = "" if line is None else f" line {line}"
+        raise ProgramError(f"{Path(file).name}{at}: {text}") from error
+
+
+def _line_of(error: Exception, path: Path) -> tuple[str, int | None]:
+    """The innermost line in the program's folder."""
+    folder = path.resolve().parent
+    steps = traceback.extract_tb(error.__traceback__)
+    here = [step for step in steps if Path(step.filename).resolve().parent == folder]
+    return (here[-1].filename, here[-1].lineno) if here else (str(path), None)
+
+
+@final
+class _Opening(Callback):
+    """When everything was found right: the table of sites, and nothing left of an earlier run."""
+
+    def __init__(self, svi: SVI, batch: Any, overwritten: RunFolder | None) -> None:
+        self.svi, self.batch, self.overwritten = svi, batch, overwritten
+
+    def on_fit_start(self, state: FitState) -> None:
+        try:
+            print(self.svi.describe(self.batch))
+        except Exception:  # a program that was not checked: the first step says where it fails
+            print("the table of sites is left out: the programs fail on the first batch")
+        if self.overwritten is not None:
+            self.overwritten.forget()
+
+
+def run(request: Request) -> str | None:
+    """Does it, printing as it goes; returns how training was interrupted, if it was.
+
+    Raises:
+        AmortizedError: a wrong call, or what `SVI.fit` raises.
+    """
+    folder = None if request.out is None else RunFolder(request.out, request.config)
+    try:
+        _refuse_clashes(request, folder)
+        with request.source.opened() as program, _check_warnings_printed():
+            return _run(request, program, folder)
+    finally:
+        if folder is not None:
+            folder.remove_if_empty()
+
+
+def _refuse_clashes(request: Request, folder: RunFolder | None) -> None:
+    if request.overwrite and request.resume:
+        raise UsageError("--resume and --overwrite: go on with the run or start again, not both")
+    if folder is not None:
+        if not request.overwrite:
+            folder.refuse_another_run(request.resume, FREE)
+    elif request.resume:
+        raise UsageError("--resume: say which run to go on with, --out FOLDER")
+
+
+@contextmanager
+def _check_warnings_printed() -> Iterator[None]:
+    """What the check warns of, as lines of their own."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, CheckWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                shown(message, category, *where)
+
+        warnings.simplefilter("always", CheckWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _run(request: Request, program: Program, folder: RunFolder | None) -> str | None:
+    source = request.source
+    svi = SVI(program.model, program.guide, source.loss, lr=request.lr)
+    batch_size = _batch_size(program, source.batch_size)
+    opening = _Opening(
+        svi, first_batch(program.train, batch_size), folder if request.overwrite else None
+    )
+    history = svi.fit(
+        program.train,
+        program.val,
+        batch_size=batch_size,
+        seed=source.seed,
+        callbacks=[opening, *_early_stopping(program, request.patience), *_writers(folder)],
+        resume_from=folder.checkpoints if folder is not None and request.resume else None,
+        **request.training,
+    )
+    print(f"\n{history} in {history.train_seconds:.1f} s")
+    for notice in history.notices:
+        print(f"notice: {notice}")
+    if history.stopped == "interrupted":
+        hint = "" if folder is None else f"; --resume --out {folder.path} goes on"
+        return f"interrupted after {history.epochs} epochs{hint}"
+    metrics = _evaluate(svi, program, source.seed)
+    if folder is not None:
+        _write(folder, request, history, metrics)
+        write_figures(svi, program, history, folder.path)
+        print(f"metrics, figures and checkpoints are in {folder.path}")
+    return None
+
+
+def _write(
+    folder: RunFolder, request: Request, history: History, metrics: dict[str, float]
+) -> None:
+    report = {**request.config, "epochs": history.epochs, "stopped": history.stopped}
+    report |= {**metrics, "train_seconds": history.train_seconds}
+    write_json(folder.path / METRICS, report)
+
+
+def _batch_size(program: Program, asked: int | None) -> int:
+    if asked is not None and isinstance(program.train, DataLoader):
+        raise UsageError(
+            f"--batch-size {asked}: the program's train is a DataLoader, which has its own; leave "
+            "the option out"
+        )
+    return 128 if asked is None else asked
+
+
+def _writers(folder: RunFolder | None) -> list[Callback]:
+    return [] if folder is None else [folder, ModelCheckpoint(folder.checkpoints)]
+
+
+def _early_stopping(program: Program, patience: int) -> list[EarlyStopping]:
+    return [] if program.val is None or patience == 0 else [EarlyStopping(patience=patience)]
+
+
+def _evaluate(svi: SVI, program: Program, seed: int) -> dict[str, float]:
+    if program.test is None:
+        print("the program has no test data: nothing to evaluate")
+        return {}
+    metrics = svi.evaluate(program.test, seed=seed)
+    unit = "nats per data point" if metrics["per_datum"] else "nats in all: there is no data plate"
+    print(
+        f"test ELBO      {metrics['elbo']:10.3f} {unit} "
+        f"(reconstruction {metrics['reconstruction']:.3f} - KL {metrics['kl']:.3f})"
+    )
+    if "log_evidence" in metrics:
+        print(
+            f"test evidence  {metrics['log_evidence']:10.3f} {unit}, or more "
+            f"(importance-weighted bound of log p(x), {metrics['num_particles']:.0f} draws)"
+        )
+    return {f"test_{name}": value for name, value in metrics.items()}

@@ -25,7 +25,7 @@ from amortized.objectives.elbo import ELBO
 from amortized.programs.batches import aliases, as_arguments
 from amortized.programs.records import DataPlate, Run
 from amortized.programs.run import Program
-from amortized.programs.runner import Runner
+from amortized.programs.runner import Looks, Runner
 from amortized.programs.study import undisturbed
 from amortized.sites import SiteEstimators
 from amortized.surrogate.assemble import Assembled, Weight, assemble, assemble_trees
@@ -158,13 +158,13 @@ class VariationalLoss(nn.Module, PyroELBO):
         return Estimate(-assembled.bound, run, plate, kl_weight, assembled.costs)
 
     @contextmanager
-    def captured(self) -> Iterator[None]:
-        """While a step is captured, nothing is looked at that a replay would not repeat."""
-        self._runner.looks = False
+    def looking(self, looks: Looks) -> Iterator[None]:
+        """When copies are compared: never while a step is captured, always while it is audited."""
+        before, self._runner.looks = self._runner.looks, looks
         try:
             yield
         finally:
-            self._runner.looks = True
+            self._runner.looks = before
 
     def learn(self, estimate: Estimate) -> None:
         """Moves the state of the estimators by what an estimate cost; in training only."""

@@ -10,6 +10,7 @@ from pyro.optim.optim import PyroOptim
 from torch import Tensor
 
 from amortized.errors import CheckpointError, ProgramError, UsageError
+from amortized.fit.fused import FusedAdam
 from amortized.fit.parameters import GROUPS
 
 OptimizerFactory = Callable[..., Any]
@@ -38,6 +39,7 @@ class GroupedOptimizer:
         self.lr = _learning_rates(lr)
         self.torch_optimizer: torch.optim.Optimizer | None = None
         self._known: set[int] = set()
+        self._fused: FusedAdam | None = None
 
     def sync(self, groups: Mapping[str, list[Tensor]]) -> None:
         """Builds the optimizer, or adds the parameters that it does not know yet."""
@@ -64,7 +66,11 @@ class GroupedOptimizer:
 
     def step(self) -> None:
         """Moves the parameters by their gradients."""
-        self.built.step()
+        built = self.built
+        if self._fused is None or self._fused.optimizer is not built:
+            self._fused = FusedAdam(built)
+        if not self._fused.step():
+            built.step()
 
     def follow(self) -> None:
         """Moves the state to where the parameters are."""

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final, Literal, final
+from typing import Any, final
 
 import pyro
 import torch
 from torch import Tensor
 
 from amortized.checks.check import inspect_pair
-from amortized.checks.isolation import isolated
 from amortized.checks.report import Finding, Report
 from amortized.checks.sizes import size_finding
 from amortized.errors import CheckWarning, NonFiniteError, ProgramError
 from amortized.estimate import Estimate, LogWeights
 from amortized.fit.anomaly import named_gradients, watched_backward
 from amortized.fit.buffers import Copy, MovingBuffers, put_back
-from amortized.fit.capture import CaptureError, StepGraphs
+from amortized.fit.compiled.capture import CaptureError, StepInputs, StepProgram
+from amortized.fit.compiled.steps import Compile, CompiledSteps, Replayed
 from amortized.fit.data import batch_length, map_tensors
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.parameters import Parameters, evaluation_mode
 from amortized.fit.rng import restore_torch, side_stream, torch_state
 from amortized.fit.terms import Terms
 from amortized.loss import VariationalLoss
-from amortized.programs.batches import aliases, as_arguments
+from amortized.programs.batches import as_arguments
 from amortized.programs.records import DataPlate
-
-Compile = Literal["off", "graph"]
-COMPILE: Final = ("off", "graph")
 
 
 @final
@@ -60,12 +58,16 @@ class Stepper:
         self.compile: Compile = compile
         self.detect_anomaly = False
         self.steps = 0
+        self.to_come: int | None = None
+        """Batches that this training will still take, if known: ``compile="auto"`` goes by it."""
         self._count = -1
         self._validated = False
         self._asked: torch.device | None = None
         self._first: Tensor | None = None
         self._added = 0.0
-        self._graphs: StepGraphs | None = None
+        self._compiled: CompiledSteps | None = None
+        self._known_of_steps: dict[str, Any] = {}
+        self._norm: Tensor | None = None
         self._buffers = MovingBuffers([])
         self._estimators = -1
         self._before_group: list[Copy] = []
@@ -98,14 +100,6 @@ class Stepper:
         for finding in report.warnings:
             warnings.warn(str(finding), CheckWarning, stacklevel=2)
 
-    def lacks_data_plate(self, batch: Any, data: DataPlate) -> bool:
-        """Whether the model observes something, and no plate holds what it observes."""
-        args, kwargs = aliases(*as_arguments(self.placed(batch)))
-        with self.parameters.scope(), isolated(self.model, self.guide), torch.no_grad():
-            estimate = self.loss.estimate(self.model, self.guide, args, kwargs, data=data)
-            observed = [r for r in estimate.run.model.values() if r.observed]
-            return bool(observed) and not any(r.sizes for r in observed)
-
     def other_size(self, first: Any, second: Any, data: DataPlate) -> Finding | None:
         """What the check finds on a second batch of another size."""
         with self.parameters.scope():
@@ -124,10 +118,8 @@ class Stepper:
         self.warm_up(batch)
         batch = self.placed(batch)
         data = replace(data, rows=batch_length(batch))
-        if self.compile == "graph" and not self.detect_anomaly:
-            terms = self._replayed(batch, data, kl_weight, weight)
-            if terms is not None:
-                return terms
+        if self.compile != "off" and not self.detect_anomaly:
+            return self._accumulated_by_graph(batch, data, kl_weight, weight)
         return Terms.of(self._accumulated(batch, data, kl_weight, weight))
 
     def _accumulated(
@@ -141,6 +133,7 @@ class Stepper:
                     raise NonFiniteError(estimate.non_finite_report(), estimate.site_table())
                 if self.parameters.count() != self._count:
                     self._sync(batch)
+                self._norm = None
                 if self._added == 0:
                     self.optimizer.zero_grad()
                 loss = estimate.loss / (estimate.data_size or 1)
@@ -156,33 +149,87 @@ class Stepper:
         self._validated = True
         return estimate
 
-    def _replayed(
+    def _accumulated_by_graph(
         self, batch: Any, data: DataPlate, kl_weight: float, weight: float
-    ) -> Terms | None:
-        """The same, from a graph; None where there is none yet."""
-        if self._graphs is None:
-            self._graphs = StepGraphs(self._estimate, self.loss.learn, self.parameters.networks)
+    ) -> Terms:
+        """The same, from a graph where there is one."""
+        steps = self._steps()
+        steps.to_come = self.to_come
+        self.to_come = None if self.to_come is None else self.to_come - 1
+        inputs = StepInputs(batch, self.optimizer.leaves(), data, kl_weight, weight)
         state = torch_state()
-        with self.parameters.scope(), pyro.validation_enabled(False), self.loss.captured():
-            if self._added == 0:
-                self.optimizer.zero_grad()
-            try:
-                found = self._graphs.step(batch, kl_weight, self.optimizer.leaves(), data, weight)
-            except CaptureError as error:
-                raise ProgramError(
-                    f"compile='graph': the step cannot be captured: {error}; use compile='off'"
-                ) from error
-        if found is None:
-            return None
-        terms, before = found
-        if not math.isfinite(terms.values["loss"]):
-            put_back(before)
-            self.discard()
+        try:
+            found = steps.find(inputs)
+            replayed = steps.step(found, inputs, self._copied if self.compile == "auto" else None)
+        except CaptureError as error:
+            self._refuse_capture(error)
+            return Terms.of(self._accumulated(batch, data, kl_weight, weight))
+        if replayed is None:
+            with steps.eagerly(found):
+                return Terms.of(self._accumulated(batch, data, kl_weight, weight))
+        if not math.isfinite(replayed.loss):
+            put_back(replayed.before)
             restore_torch(state)
             self._accumulated(batch, data, kl_weight, weight)  # raises, and says where
-        self._before_group = before if self._added == 0 else self._before_group
+        self._take(replayed, weight)
+        return replayed.terms
+
+    def _take(self, replayed: Replayed, weight: float) -> None:
+        """Adds the gradients of a replay to those of its group."""
+        leaves = self.optimizer.leaves()
+        if self._added == 0:
+            self._before_group, self._norm = replayed.before, replayed.norm
+            if any(leaf.grad is not None for leaf in leaves):
+                self.optimizer.zero_grad()
+        else:
+            self._norm = None
+        for index, gradient in replayed.gradients:
+            leaf = leaves[index]
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
         self._added += weight
-        return terms
+
+    def _refuse_capture(self, error: CaptureError) -> None:
+        """Ends training, or goes on eagerly: from the last state that was compared, if need be.
+
+        Raises:
+            ProgramError: a graph was asked for.
+        """
+        if self.compile != "auto":
+            when = "no longer serves" if error.drifted else "cannot be captured"
+            raise ProgramError(
+                f"compile={self.compile!r}: the step {when}: {error}; use compile='off'"
+            ) from error
+        self.compile = "off"
+        back = ""
+        if error.drifted and error.kept is not None:
+            steps, kept = error.kept
+            self._restore(kept)
+            back = f"; parameters are again those after step {steps}, which were right"
+        warnings.warn(
+            f"compile='auto': training goes on eagerly from step {self.steps + 1}, since the step "
+            f"cannot be captured: {error}{back}",
+            CheckWarning,
+            stacklevel=2,
+        )
+
+    def _copied(self) -> tuple[int, dict[str, Any]]:
+        """The state of now, and after which step that is."""
+        return self.steps, copy.deepcopy(self._learned())
+
+    def _steps(self) -> CompiledSteps:
+        """The captured steps; made anew, with what is known of them, for more modules."""
+        if self._compiled is None:
+            program = StepProgram(self._estimate, self.loss.learn, self._around)
+            pair = (self.model, self.guide)
+            self._compiled = CompiledSteps(self.compile, program, pair, self.parameters.networks)
+            self._compiled.load_state_dict(self._known_of_steps)
+        return self._compiled
+
+    @contextmanager
+    def _around(self, capturing: bool) -> Iterator[None]:
+        looks = "never" if capturing else "always"
+        with self.parameters.scope(), pyro.validation_enabled(False), self.loss.looking(looks):
+            yield
 
     def _estimate(self, batch: Any, data: DataPlate, kl_weight: float | Tensor = 1.0) -> Estimate:
         args, kwargs = as_arguments(batch)
@@ -201,11 +248,13 @@ class Stepper:
         """
         leaves = [leaf for leaf in self.optimizer.leaves() if leaf.grad is not None]
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        total = self._norm
         if self._added != 1.0:
             for gradient in gradients:
                 gradient.div_(self._added)
-        self._added = 0
-        total = torch.nn.utils.get_total_norm(gradients)
+        if total is None or self._added != 1.0:
+            total = torch.nn.utils.get_total_norm(gradients)
+        self._added, self._norm = 0, None
         norm = total.item()
         if not math.isfinite(norm):
             report = named_gradients(leaves, self.parameters.names())
@@ -252,10 +301,6 @@ class Stepper:
         with self.evaluating():
             return self._estimate(self.placed(batch), data)
 
-    def terms(self, batch: Any, data: DataPlate) -> Terms:
-        """The terms of that estimate."""
-        return Terms.of(self.evaluated(batch, data))
-
     def log_weights(self, batch: Any, data: DataPlate, num_particles: int) -> LogWeights:
         """Plain draws of a batch: to be called while `evaluating`."""
         args, kwargs = as_arguments(self.placed(batch))
@@ -268,19 +313,31 @@ class Stepper:
         with self.parameters.scope():
             self.parameters.to(device)
         self.optimizer.follow()
+        self._compiled = None
         self._asked, self._first = device, None
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, buffers, estimators and optimizer, by name; the tensors are not copied."""
-        tensors = {name: tensor.detach() for name, tensor in self.parameters.tensors().items()}
-        optimizer = self.optimizer.state_dict(self.parameters.names())
-        return {"parameters": tensors, "optimizer": optimizer, "steps": self.steps}
+        if self._compiled is not None:
+            self._known_of_steps = self._compiled.state_dict()
+        return {**self._learned(), "steps": self.steps, "compiled": self._known_of_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes a state back; every parameter must exist (see `warm_up`)."""
-        self.parameters.restore(state["parameters"])
-        self.optimizer.load_state_dict(state["optimizer"], self.parameters.names())
+        self._restore(state)
         self.steps = state["steps"]
+        self._known_of_steps, self._compiled = state.get("compiled", {}), None
+
+    def _learned(self) -> dict[str, Any]:
+        tensors = {name: tensor.detach() for name, tensor in self.parameters.tensors().items()}
+        return {
+            "parameters": tensors,
+            "optimizer": self.optimizer.state_dict(self.parameters.names()),
+        }
+
+    def _restore(self, learned: dict[str, Any]) -> None:
+        self.parameters.restore(learned["parameters"])
+        self.optimizer.load_state_dict(learned["optimizer"], self.parameters.names())
         self.discard()
 
     @contextmanager
@@ -324,6 +381,8 @@ class Stepper:
     def _watch_buffers(self) -> None:
         self._buffers = MovingBuffers(self.parameters.networks)
         self._estimators = len(self.loss.estimators.by_site)
+        if self._compiled is not None:
+            self._known_of_steps, self._compiled = self._compiled.state_dict(), None
 
     def _sync(self, batch: Any) -> None:
         """Hands new parameters to the optimizer: at warm-up, and when a branch declares more."""

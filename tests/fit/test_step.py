@@ -13,6 +13,7 @@ from amortized.errors import NonFiniteError
 from amortized.estimators.baselines import MovingAverage
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.step import Stepper
+from amortized.fit.terms import Terms
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
 from tests.fit import tiny
@@ -143,7 +144,7 @@ def test_terms_move_nothing_and_restore_the_mode() -> None:
     step = stepper(model, tiny.ModuleGuide())
     step.warm_up(tiny.data(4))
     before = step.parameters.snapshot()
-    terms = step.terms(tiny.data(4), NO_SIZE)
+    terms = Terms.of(step.evaluated(tiny.data(4), NO_SIZE))
     assert not terms.values["loss"].requires_grad and model.training and step.loss.training
     assert all(torch.equal(step.parameters.snapshot()[name], v) for name, v in before.items())
     assert set(terms.values) == {"loss", "elbo", "reconstruction", "kl", "kl/z"}

@@ -1,0 +1,106 @@
+"""Whether a replay still does what the programs do: both from one generator state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from amortized.fit.compiled.capture import CaptureError, StepGraph, StepInputs
+from amortized.programs.study import outside_generators
+
+# the replays before which a step is compared, and then every thousandth
+_FIRST: Final = (0, 1, 10, 100)
+_EVERY: Final = 1000
+# compiled kernels differ by rounding, and a draw may then fall on the other side of a threshold:
+# a true difference shows every time
+_TRIALS: Final = 3
+
+
+def is_due(replays: int) -> bool:
+    """Whether the next replay is one of those that are compared.
+
+    >>> [n for n in range(3000) if is_due(n)]
+    [0, 1, 10, 100, 1000, 2000]
+    """
+    return replays in _FIRST or (replays > 0 and replays % _EVERY == 0)
+
+
+def audit(
+    graph: StepGraph,
+    replay: Callable[..., list[Tensor]],
+    inputs: StepInputs,
+    *,
+    exact: bool,
+) -> None:
+    """Compares a replay with the programs on one batch; everything is put back.
+
+    Args:
+        graph: the captured step.
+        replay: what stands for it: a replay (``exact``: bit for bit) or a compiled step.
+        inputs: the batch.
+        exact: whether rounding may differ.
+
+    Raises:
+        CaptureError: they differ, or the programs draw from Python's or numpy's generator.
+    """
+    for _ in range(1 if exact else _TRIALS):
+        before = outside_generators()
+        eager = graph.trial(graph.eager, inputs.tensors)
+        if outside_generators() != before:
+            raise CaptureError(
+                "the programs draw from Python's or numpy's generator, and a captured step would "
+                "repeat the same draw; use pyro.sample or torch's functions"
+            )
+        replayed = graph.trial(replay, inputs.tensors)
+        if agree(replayed, eager, exact=exact):
+            return
+        torch.rand(())  # another trial has other draws
+    raise CaptureError(
+        "its replay differs from the eager step from the same generator state: the programs depend "
+        "on something that a capture holds fixed, such as a Python counter, a number that is "
+        "annealed, or state that is no buffer"
+    )
+
+
+def agree(ours: Sequence[Tensor], theirs: Sequence[Tensor], *, exact: bool) -> bool:
+    """Whether two results are the same: bit for bit, or to rounding on the scale of each tensor.
+
+    >>> a, b = torch.tensor([1.0, 1e-9]), torch.tensor([1.0, 2e-9])
+    >>> agree([a], [b], exact=False), agree([a], [b], exact=True)
+    (True, False)
+    """
+    if [value.shape for value in ours] != [value.shape for value in theirs]:
+        return False
+    pairs = list(zip(ours, theirs, strict=True))
+    if exact:
+        return all(_identical(a, b) for a, b in pairs)
+    largest = max((_scale(b) for b in theirs), default=0.0)
+    return all(_close(a, b, largest) for a, b in pairs)
+
+
+def _identical(ours: Tensor, theirs: Tensor) -> bool:
+    return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
+
+
+def _close(ours: Tensor, theirs: Tensor, largest: float) -> bool:
+    if not ours.is_floating_point():
+        return torch.equal(ours, theirs)
+    finite = theirs.isfinite()
+    if not torch.equal(finite, ours.isfinite()):
+        return False
+    # sums of many terms of that scale: the square root of the unit of rounding; what cancels to
+    # nothing is left with the rounding of what went into it
+    unit = torch.finfo(theirs.dtype).eps
+    tolerance = _scale(theirs) * unit**0.5 + 100 * unit * largest
+    return bool(((ours - theirs)[finite].abs() <= tolerance).all())
+
+
+def _scale(values: Tensor) -> float:
+    """The largest finite number, without its sign."""
+    if not values.is_floating_point():
+        return 0.0
+    finite = values[values.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0

@@ -1,0 +1,225 @@
+"""One training step as a graph, from the guide's first draw to the norm of the gradient.
+
+Parameters, buffers and the state of estimators enter by reference: what moves them in place is seen
+by the next replay. The weights of the KL and of the batch are inputs. The optimizer's update, one
+call of a fused kernel, stays outside. What a capture bakes in (Python's branches, numbers) must be
+the same at every step; `audit` holds it to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import get_total_norm
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from amortized.estimate import Estimate
+from amortized.fit.buffers import MovingBuffers, put_back
+from amortized.fit.compiled.tidy import tidied
+from amortized.fit.rng import restore_torch, torch_state
+from amortized.fit.terms import Terms
+from amortized.programs.records import DataPlate
+
+Evaluate = Callable[[Any, DataPlate, float | Tensor], Estimate]
+"""The loss of a batch with its data plate, under a weight of the KL, in training mode."""
+
+
+class CaptureError(Exception):
+    """A step cannot be captured, or its replay differs: the reason as a clause (internal).
+
+    ``drifted``: replays had agreed with the programs before. ``kept`` is then the state at the last
+    comparison that held, if any was kept.
+    """
+
+    drifted: bool = False
+    kept: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class StepProgram:
+    """What a step runs: the loss of a batch, what estimators learn of it, and what runs move.
+
+    ``around`` is entered around each run, and told whether the run is being captured.
+    """
+
+    evaluate: Evaluate
+    learn: Callable[[Estimate], None]
+    around: Callable[[bool], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, eq=False)
+class StepInputs:
+    """What one step is given.
+
+    ``weight`` is the share of the batch in its group of accumulated ones.
+    """
+
+    batch: Any
+    leaves: Sequence[Tensor]
+    data: DataPlate
+    kl_weight: float = 1.0
+    weight: float = 1.0
+    tensors: list[Tensor] = field(init=False)
+    """The batch's tensors, then the weights that are not one."""
+    others: list[Any] = field(init=False)
+    """The batch's leaves, with None in the place of tensors."""
+    spec: TreeSpec | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        leaves, spec = _flattened(self.batch)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        # a one stays a number, so that the graph has no use for it
+        weights = [torch.tensor(w) for w in (self.kl_weight, self.weight) if w != 1.0]
+        object.__setattr__(self, "tensors", tensors + weights)
+        object.__setattr__(self, "others", [None if isinstance(v, Tensor) else v for v in leaves])
+        object.__setattr__(self, "spec", spec)
+
+    def signature(self) -> Hashable:
+        """Equal for steps that one graph can serve, as far as inputs tell."""
+        return (
+            tuple((t.shape, t.dtype, t.device) for t in self.tensors),
+            tuple(None if value is None else repr(value) for value in self.others),
+            None if self.spec is None else repr(self.spec),
+            tuple(leaf.requires_grad for leaf in self.leaves),
+            self.data,
+            (self.kl_weight != 1.0, self.weight != 1.0),
+        )
+
+
+def _flattened(batch: Any) -> tuple[list[Any], TreeSpec | None]:
+    return ([batch], None) if isinstance(batch, Tensor) else tree_flatten(batch)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a graph returns: loss, norm, the terms as one tensor, the gradients that exist."""
+
+    names: tuple[str, ...]
+    per_datum: bool
+    local: frozenset[str]
+    with_gradient: tuple[int, ...]
+
+
+@final
+class StepGraph:
+    """A captured step.
+
+    ``module`` is the graph: a function of `StepInputs.tensors` that returns ``[loss, norm, terms,
+    *gradients]``, each detached, and moves buffers and the state of estimators in place.
+
+    Args:
+        program: what the step runs.
+        buffers: what runs move besides the state of estimators.
+        inputs: a batch of this signature.
+        seen: whether such a step has run in this process.
+
+    Raises:
+        CaptureError: the step cannot be captured.
+    """
+
+    def __init__(
+        self, program: StepProgram, buffers: MovingBuffers, inputs: StepInputs, *, seen: bool = True
+    ) -> None:
+        self.program, self.buffers = program, buffers
+        self.leaves, self.data = list(inputs.leaves), inputs.data
+        self._others, self._spec = inputs.others, inputs.spec
+        self._varying = (inputs.kl_weight != 1.0, inputs.weight != 1.0)
+        self._outputs: Outputs | None = None
+        if not seen:  # what is learned of a signature at its first run
+            self.trial(self.eager, inputs.tensors)
+        self.module: GraphModule = tidied(self._captured(inputs.tensors))
+
+    @property
+    def calls(self) -> int:
+        """How many calls of torch a replay makes."""
+        return sum(1 for node in self.module.graph.nodes if node.op == "call_function")
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the graph returns."""
+        if self._outputs is None:
+            raise CaptureError("the step did not run")
+        return self._outputs
+
+    def serves(self, inputs: StepInputs) -> bool:
+        """Whether the parameters are still those of the capture."""
+        return len(self.leaves) == len(inputs.leaves) and all(
+            ours is theirs for ours, theirs in zip(self.leaves, inputs.leaves, strict=True)
+        )
+
+    def eager(self, *tensors: Tensor) -> list[Tensor]:
+        """The step as the programs are written, with the same inputs and outputs."""
+        with self.program.around(False):
+            return self._step(*tensors)
+
+    def _step(self, *tensors: Tensor) -> list[Tensor]:
+        given = iter(tensors)
+        leaves = [next(given) if value is None else value for value in self._others]
+        batch = leaves[0] if self._spec is None else tree_unflatten(leaves, self._spec)
+        kl_weight, share = (next(given) if varies else 1.0 for varies in self._varying)
+        estimate = self.program.evaluate(batch, self.data, kl_weight)
+        loss = estimate.loss / (estimate.data_size or 1)
+        loss = loss * share if isinstance(share, Tensor) else loss
+        indices, gradients = self._gradients(loss)
+        self.program.learn(estimate)
+        terms = Terms.of(estimate)
+        self._outputs = Outputs(tuple(terms.values), terms.per_datum, terms.local, indices)
+        values = [value.reshape(()) for value in terms.values.values()]
+        norm = get_total_norm(gradients) if gradients else torch.zeros(())
+        return [terms.values["loss"], norm, torch.stack(values), *gradients]
+
+    def trial(self, step: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What a step gives and where it leaves buffers; everything is put back."""
+        state, before = torch_state(), self.buffers.copies()
+        try:
+            found = [value.detach().clone() for value in step(*tensors)]
+            return found + self.buffers.values()
+        finally:
+            restore_torch(state)
+            put_back(before)
+
+    def _gradients(self, loss: Tensor) -> tuple[tuple[int, ...], list[Tensor]]:
+        asked = [index for index, leaf in enumerate(self.leaves) if leaf.requires_grad]
+        found = torch.autograd.grad(loss, [self.leaves[i] for i in asked], allow_unused=True)
+        # as ``backward`` has it: each gradient in its own memory, laid out as its parameter
+        memory = {leaf.untyped_storage().data_ptr() for leaf in self.leaves}
+        indices, gradients = [], []
+        for index, gradient in zip(asked, found, strict=True):
+            if gradient is None:
+                continue
+            leaf, place = self.leaves[index], gradient.untyped_storage().data_ptr()
+            if place in memory or gradient.stride() != leaf.stride():
+                gradient = torch.empty_like(leaf).copy_(gradient)
+            memory.add(place)
+            indices.append(index)
+            gradients.append(gradient.detach())
+        return tuple(indices), gradients
+
+    def _captured(self, tensors: Sequence[Tensor]) -> GraphModule:
+        """Capturing runs the step once for real: state and generators are put back."""
+        state, before = torch_state(), self.buffers.copies()
+        try:
+            with self.program.around(True):
+                return make_fx(self._step)(*tensors)
+        except Exception as error:
+            raise CaptureError(_reason(error)) from error
+        finally:
+            restore_torch(state)
+            put_back(before)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "get value out of a tracing tensor" in text or "data-dependent" in text.lower():
+        return (
+            "the programs read the value of a tensor (.item(), if z:, an unknown number of steps), "
+            "so their structure may depend on it"
+        )
+    return f"{type(error).__name__}: {text[:200]}"

@@ -1,0 +1,206 @@
+"""What a capture holds fixed besides its inputs: numbers and names that programs look up.
+
+A program may read an attribute, a variable that it closes over, a global or an entry of a dict:
+``self.beta``, ``TEMPERATURE``, ``config["dropout"]``. A graph has the value that was there when it
+was captured. These places are compared before each replay, which costs a few microseconds; where
+one was changed, another graph is captured. What the programs change by themselves while they run
+(a counter of calls) is left to the audit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, Final, final
+
+import numpy as np
+from torch import Tensor, nn
+
+_NUMBERS: Final = (bool, int, float, complex, str, type(None))
+_ARRAYS: Final = (Tensor, np.ndarray)
+# whose functions and objects are not the user's
+_LIBRARIES: Final = frozenset(
+    "torch pyro numpy amortized builtins collections functools math itertools typing".split()
+)
+_MOST: Final = 2000
+_DEEPEST: Final = 6
+
+
+@final
+class HeldValues:
+    """The places that programs look up, and the version of what is there.
+
+    Args:
+        programs: the model and the guide.
+        modules: every module of theirs.
+    """
+
+    def __init__(self, programs: list[Callable[..., Any]], modules: list[nn.Module]) -> None:
+        self._names: list[str] = []
+        self._reads: list[Callable[[], Any]] = []
+        self._seen: set[int] = set()
+        for module in modules:
+            if not _ours(module):
+                self._module(module, type(module).__name__)
+        for program in programs:
+            self._visit(program, _name(program), 0)
+        self._last = self._now()
+        self._versions = [self._last]
+        self._current = 0
+        self.changed = ""
+        """The place that changed last, with both values."""
+
+    def version(self) -> int:
+        """A number for the values that are there now; equal for equal values."""
+        now = self._now()
+        if not all(map(operator.is_, now, self._last)):
+            self._note(now)
+        return self._current
+
+    @property
+    def versions(self) -> int:
+        """How many different sets of values there were."""
+        return len(self._versions)
+
+    def after_run(self) -> None:
+        """The programs ran: what they changed by themselves is no longer looked at."""
+        now = self._now()
+        still = [i for i, value in enumerate(now) if _same(value, self._last[i])]
+        if len(still) == len(now):
+            return
+        self._names = [self._names[i] for i in still]
+        self._reads = [self._reads[i] for i in still]
+        self._versions = [[values[i] for i in still] for values in self._versions]
+        self._last = self._versions[self._current]
+
+    def _note(self, now: list[Any]) -> None:
+        index = next((i for i, v in enumerate(now) if not _same(v, self._last[i])), None)
+        if index is None:
+            self._last = now
+            return
+        then, value = self._last[index], now[index]
+        self.changed = f"{self._names[index]} was {then!r} and is {value!r}"
+        if isinstance(then, _ARRAYS) or isinstance(value, _ARRAYS):
+            self.changed = f"{self._names[index]} holds another tensor"
+        known = (i for i, values in enumerate(self._versions) if all(map(_same, values, now)))
+        self._current = next(known, len(self._versions))
+        if self._current == len(self._versions):
+            self._versions.append(now)
+        self._last = now
+
+    def _now(self) -> list[Any]:
+        return [read() for read in self._reads]
+
+    def _visit(self, value: Any, path: str, depth: int) -> None:
+        if depth > _DEEPEST or id(value) in self._seen or isinstance(value, _NUMBERS + _ARRAYS):
+            return
+        self._seen.add(id(value))
+        if isinstance(value, nn.Module):
+            self._module(value, path)
+        elif isinstance(value, partial):
+            for part in (value.func, *value.args):  # a handler holds its program and itself there
+                self._visit(part, path, depth + 1)
+            self._entries(value.keywords, value.keywords, path, depth)
+        elif isinstance(value, MethodType):
+            self._visit(value.__self__, path.rpartition(".")[0] or path, depth + 1)
+            self._visit(value.__func__, path, depth + 1)
+        elif isinstance(value, FunctionType):
+            self._function(value, path, depth)
+        elif isinstance(value, dict):
+            self._entries(value, value, path, depth)
+        elif isinstance(value, list):
+            self._entries(value, dict(enumerate(value)), path, depth)
+        elif _is_users(value):
+            self._entries(vars(value), vars(value), path, depth)
+            self._visit(vars(type(value)).get("__call__"), path, depth + 1)
+
+    def _module(self, module: nn.Module, path: str) -> None:
+        self._seen.add(id(module))
+        held = {k: v for k, v in vars(module).items() if k not in ("training", "_modules")}
+        buffers = held.pop("_buffers", {})
+        held = {k: v for k, v in held.items() if not (k.startswith("_") and isinstance(v, dict))}
+        self._entries(vars(module), held, path, 0)
+        self._entries(buffers, buffers, path, 0)
+        if not _from_library(type(module)):
+            self._visit(getattr(type(module), "forward", None), f"{path}.forward", 1)
+
+    def _function(self, function: FunctionType, path: str, depth: int) -> None:
+        if _from_library(function):
+            return
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        for name, cell in cells:
+            self._place(cell, None, _read(cell), f"{name} of {path}", depth)
+        known = {
+            n: function.__globals__[n]
+            for n in _globals_of(function.__code__)
+            if n in function.__globals__
+        }
+        self._entries(function.__globals__, known, "", depth)
+
+    def _entries(self, owner: Any, held: Mapping[Any, Any], path: str, depth: int) -> None:
+        for key, value in dict(held).items():
+            self._place(owner, key, value, f"{path}.{key}" if path else str(key), depth)
+
+    def _place(self, owner: Any, key: Any, value: Any, path: str, depth: int) -> None:
+        if isinstance(value, ModuleType | type) or len(self._names) >= _MOST:
+            return
+        if isinstance(value, _NUMBERS + _ARRAYS):
+            self._names.append(path)
+            self._reads.append(_reader(owner, key))
+        else:
+            self._visit(value, path, depth + 1)
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Numbers and names are compared; a tensor or an array is the same only as itself."""
+    if value is other:
+        return True
+    return type(value) is type(other) and isinstance(value, _NUMBERS) and value == other
+
+
+def _reader(owner: Any, key: Any) -> Callable[[], Any]:
+    if isinstance(owner, CellType):
+        return partial(_read, owner)
+    return partial(_item, owner, key) if isinstance(owner, list) else partial(owner.get, key)
+
+
+def _item(held: list[Any], index: int) -> Any:
+    return held[index] if index < len(held) else None
+
+
+def _read(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _globals_of(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _globals_of(constant)
+
+
+def _name(program: Any) -> str:
+    known = isinstance(program, FunctionType | MethodType)
+    return program.__name__ if known else type(program).__name__
+
+
+def _ours(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] == "amortized"
+
+
+def _from_library(value: Any) -> bool:
+    return str(getattr(value, "__module__", None)).partition(".")[0] in _LIBRARIES
+
+
+def _is_users(value: Any) -> bool:
+    if type(value).__module__.startswith("pyro.poutine"):  # such as poutine.scale(model, beta)
+        return True
+    if inspect.getattr_static(value, "__dict__", None) is None or _from_library(type(value)):
+        return False
+    return inspect.getattr_static(value, "__array__", None) is None  # a table

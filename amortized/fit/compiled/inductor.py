@@ -1,0 +1,62 @@
+"""A captured step compiled by torch's own compiler, without dynamo and its guards."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from amortized.fit.compiled.capture import CaptureError
+from amortized.fit.compiled.replay import Replay, attributes
+
+# random numbers as eager torch draws them; that shapes are those of the capture is known before
+_OPTIONS: Final = {"fallback_random": True, "size_asserts": False}
+
+
+def compiled_step(module: GraphModule, tensors: list[Tensor]) -> Replay:
+    """The same function of the graph's inputs, compiled; numbers differ by rounding.
+
+    Raises:
+        CaptureError: the compiler is missing or fails.
+    """
+    state = [tensor.detach() for tensor in attributes(module)]
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch deprecates in itself is not the user's
+            inputs: list[Any] = [*tensors, *state]
+            compiled: Any = torch._inductor.compile(_with_inputs(module), inputs, options=_OPTIONS)
+    except Exception as error:
+        raise CaptureError(
+            f"torch's compiler failed ({type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            "); it needs a C++ compiler such as g++"
+        ) from error
+
+    def step(*given: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return list(compiled(*given, *state))
+
+    return step
+
+
+def _with_inputs(module: GraphModule) -> GraphModule:
+    """The graph with the tensors that it refers to as further inputs."""
+    graph, copies = Graph(), dict[Node, Node]()
+    nodes = list(module.graph.nodes)
+    for node in nodes:
+        if node.op == "placeholder":
+            copies[node] = graph.node_copy(node)
+    inputs: dict[str, Node] = {}
+    for node in nodes:
+        if node.op == "get_attr":
+            name = str(node.target)
+            inputs[name] = inputs.get(name) or graph.placeholder(f"state{len(inputs)}")
+            copies[node] = inputs[name]
+    for node in nodes:
+        if node.op not in ("placeholder", "get_attr"):
+            copies[node] = graph.node_copy(node, lambda used: copies[used])
+    for node in graph.nodes:
+        node.meta = {}  # the compiler would trust what some inputs have and others lack
+    return GraphModule(torch.nn.Module(), graph)

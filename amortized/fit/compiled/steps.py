@@ -1,0 +1,257 @@
+"""The captured steps of a pair: one for each signature, made and looked after as the mode says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, final
+
+from torch import Tensor, nn
+
+from amortized.fit.buffers import Copy, MovingBuffers
+from amortized.fit.compiled.audit import audit, is_due
+from amortized.fit.compiled.capture import (
+    CaptureError,
+    StepGraph,
+    StepInputs,
+    StepProgram,
+)
+from amortized.fit.compiled.choice import Outlook, Stopwatch, worth_capturing, worth_compiling
+from amortized.fit.compiled.held import HeldValues
+from amortized.fit.compiled.inductor import compiled_step
+from amortized.fit.compiled.replay import Replay, replay_of
+from amortized.fit.terms import Terms
+
+Compile = Literal["off", "graph", "inductor", "auto"]
+COMPILE: Final = ("off", "graph", "inductor", "auto")
+
+# "inductor" compiles the first signature at once, another (a short last batch) when it has come
+# so often
+_RARE: Final = 200
+# "auto" looks at so many steps first
+_LOOK: Final = 25
+# a graph holds its constants: of more signatures than these, the later ones stay eager
+_MOST_GRAPHS: Final = 64
+# so many values of what a capture holds fixed have a graph each
+_MOST_VERSIONS: Final = 8
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay gave; ``before`` are the buffers as they were."""
+
+    loss: float
+    norm: Tensor
+    terms: Terms
+    gradients: list[tuple[int, Tensor]]
+    before: list[Copy]
+
+
+@dataclass(eq=False)
+class Signature:
+    """Steps of one signature: how many there were, and what serves them."""
+
+    name: str
+    seen: int = 0
+    ran: bool = False
+    """In this process, as the programs are written."""
+    replays: int = 0
+    graph: StepGraph | None = None
+    replay: Replay | None = None
+    compiled: Replay | None = None
+    eager: bool = False
+    """For good: replays were slower, or there are too many signatures."""
+    was_compiled: bool = False
+    """In the training that this one goes on with."""
+    interpreted: bool = False
+    """For good: the compiled step was slower."""
+    kept: Any = None
+    """The state at the last comparison that held."""
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def forget(self) -> None:
+        """Drops what was captured."""
+        self.graph = self.replay = self.compiled = self.kept = None
+        self.replays = 0
+
+
+@final
+class CompiledSteps:
+    """The captured and compiled steps of a pair.
+
+    Args:
+        mode: ``"graph"``, ``"inductor"`` or ``"auto"``.
+        program: what a step runs.
+        programs: the model and the guide.
+        modules: every module whose mode and buffers take part.
+    """
+
+    def __init__(
+        self,
+        mode: Compile,
+        program: StepProgram,
+        programs: Sequence[Callable[..., Any]],
+        modules: Sequence[nn.Module],
+    ) -> None:
+        self.mode = mode
+        self.to_come: int | None = None
+        """Batches that this training will still take; None: nobody knows."""
+        self._program, self._buffers = program, MovingBuffers(modules)
+        every = list({id(m): m for module in modules for m in module.modules()}.values())
+        self._modes = [vars(module) for module in every]
+        self._held = HeldValues(list(programs), every)
+        self._met: dict[Hashable, Signature] = {}
+        self._saved: dict[str, dict[str, Any]] = {}
+        self._main: str | None = None
+        self._total = 0
+
+    def find(self, inputs: StepInputs) -> Signature:
+        """What is known of steps with these inputs.
+
+        Raises:
+            CaptureError: something that a capture holds fixed changes again and again.
+        """
+        version = self._held.version()
+        if version >= _MOST_VERSIONS:
+            raise CaptureError(
+                f"a value that the programs look up changes again and again ({self._held.changed}),"
+                " and a capture holds it fixed; make it a tensor that is changed in place, or use "
+                "kl_weight= for a weight of the KL"
+            )
+        key = (inputs.signature(), tuple([held["training"] for held in self._modes]))
+        found = self._met.get((key, version))
+        if found is None:
+            found = self._met[key, version] = Signature(repr(key))
+            for name, value in self._saved.get(found.name, {}).items():
+                setattr(found, name, value)
+            self._main = self._main or found.name
+        return found
+
+    def step(
+        self, found: Signature, inputs: StepInputs, keep: Callable[[], Any] | None = None
+    ) -> Replayed | None:
+        """Replays a step: gradients are returned, estimators learn; None: it has to be eager.
+
+        Args:
+            found: what is known of such steps.
+            inputs: the batch and its weights.
+            keep: gives a copy of the state, to go back to; taken whenever a comparison held.
+
+        Raises:
+            CaptureError: the step cannot be captured or compiled, or differs from the programs.
+        """
+        self._count(found)
+        if not self._captured(found, inputs):
+            return None
+        step, kind = (found.compiled, "compiled") if found.compiled else (found.replay, "replay")
+        if step is None or found.graph is None:
+            return None
+        if is_due(found.replays):
+            self._audit(found, found.graph, step, inputs)
+            found.kept = None if keep is None else keep()
+        found.replays += 1
+        before = self._buffers.copies()
+        started = time.perf_counter()
+        loss, norm, values, *gradients = step(*inputs.tensors)
+        found.watch.add(kind, time.perf_counter() - started)
+        outputs = found.graph.outputs
+        terms = dict(zip(outputs.names, values.unbind(), strict=True))
+        return Replayed(
+            loss.item(),
+            norm,
+            Terms(terms, outputs.per_datum, outputs.local),
+            list(zip(outputs.with_gradient, gradients, strict=True)),
+            before,
+        )
+
+    @contextmanager
+    def eagerly(self, found: Signature) -> Iterator[None]:
+        """Around a step as the programs are written."""
+        self._held.version()
+        started = time.perf_counter()
+        yield
+        found.ran = True
+        found.watch.add("eager", time.perf_counter() - started)
+        self._held.after_run()
+
+    def forget(self) -> None:
+        """Drops every graph: parameters were moved to another place."""
+        for found in self._met.values():
+            found.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides when steps are captured and compiled: a resumed run does the same."""
+        met = {
+            found.name: {
+                "seen": found.seen,
+                "eager": found.eager,
+                "interpreted": found.interpreted,
+                "was_compiled": found.was_compiled or found.compiled is not None,
+            }
+            for found in self._met.values()
+        }
+        return {"main": self._main, "total": self._total, "signatures": {**self._saved, **met}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes that back; from nothing, nothing is known."""
+        self._main, self._total = state.get("main"), state.get("total", 0)
+        self._saved, self._met = dict(state.get("signatures", {})), {}
+
+    def _count(self, found: Signature) -> None:
+        found.seen += 1
+        self._total += 1
+
+    def _captured(self, found: Signature, inputs: StepInputs) -> bool:
+        """Whether a graph serves such steps; made or compiled when it is time."""
+        if found.graph is not None and not found.graph.serves(inputs):
+            found.forget()
+        if found.eager or (found.graph is None and not self._time_to_capture(found)):
+            return False
+        if found.graph is None:
+            if sum(1 for other in self._met.values() if other.graph) >= _MOST_GRAPHS:
+                found.eager = True
+                return False
+            self._held.version()
+            found.graph = StepGraph(self._program, self._buffers, inputs, seen=found.ran)
+            self._held.after_run()
+            found.replay = replay_of(found.graph.module)
+        if self.mode == "auto" and found.watch.slower("replay", "eager"):
+            found.eager = True
+            return False
+        if found.compiled is None and self._time_to_compile(found, found.graph):
+            found.compiled, found.replays = compiled_step(found.graph.module, inputs.tensors), 0
+        if self.mode == "auto" and found.watch.slower("compiled", "replay"):
+            found.compiled, found.interpreted, found.replays = None, True, 0
+        return True
+
+    def _outlook(self, found: Signature) -> Outlook:
+        share = found.seen / max(1, self._total)
+        return Outlook(found.seen, None if self.to_come is None else self.to_come * share)
+
+    def _time_to_capture(self, found: Signature) -> bool:
+        if self.mode != "auto":
+            return found.seen > 1
+        return found.seen > _LOOK and worth_capturing(self._outlook(found))
+
+    def _time_to_compile(self, found: Signature, graph: StepGraph) -> bool:
+        if found.interpreted or self.mode == "graph":
+            return False
+        if found.was_compiled:
+            return True
+        if self.mode == "inductor":
+            return found.name == self._main or found.seen > _RARE
+        if found.seen <= 2 * _LOOK:
+            return False
+        return worth_compiling(self._outlook(found), graph.calls)
+
+    def _audit(self, found: Signature, graph: StepGraph, step: Replay, inputs: StepInputs) -> None:
+        self._held.version()
+        try:
+            audit(graph, step, inputs, exact=found.compiled is None)
+        except CaptureError as error:
+            error.drifted, error.kept = found.replays > 0, found.kept
+            raise
+        finally:
+            self._held.after_run()

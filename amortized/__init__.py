@@ -23,6 +23,7 @@ from amortized.fit.callbacks import EarlyStopping as EarlyStopping
 from amortized.fit.history import History as History
 from amortized.fit.load import load as load
 from amortized.fit.loggers import TensorBoard as TensorBoard
+from amortized.fit.mapped import open_safetensors as open_safetensors
 from amortized.fit.model_checkpoint import ModelCheckpoint as ModelCheckpoint
 from amortized.fit.program import Program as Program
 from amortized.fit.svi import SVI as SVI

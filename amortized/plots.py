@@ -32,7 +32,10 @@ def training_curves(
             drawn.append(values[np.isfinite(values)])
     ax.set_xlabel("epoch")
     ax.set_ylabel("ELBO (nats per data point)" if per_datum else "ELBO (nats)")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # one epoch is one tick, and not eight fractions of it
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    ax.set_xlim(left=max(ax.get_xlim()[0], 0.5), auto=None)  # there is no epoch 0
+    ax.ticklabel_format(axis="y", useOffset=False)
     _tidy(ax)
     if drawn:
         _cut(ax, drawn)

@@ -21,6 +21,29 @@ def test_curves_of_training_and_validation() -> None:
     assert plots.training_curves(history, per_datum=False).get_ylabel() == "ELBO (nats)"
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 30, 1000])
+def test_epochs_are_whole_numbers(epochs: int) -> None:
+    ax = plots.training_curves({"train_elbo": list(np.linspace(-30.0, -20.0, epochs))})
+    ax.figure.canvas.draw()
+    low, high = ax.get_xlim()
+    shown = [
+        label.get_text()
+        for place, label in zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)
+        if low <= place <= high
+    ]
+    assert shown and all(text.isdigit() and 1 <= int(text) <= epochs for text in shown)
+
+
+def test_numbers_are_written_out_and_another_history_finds_room() -> None:
+    ax = plots.training_curves({"train_elbo": [-100100.5, -100100.25]})
+    ax.figure.canvas.draw()
+    assert ax.yaxis.get_offset_text().get_text() == ""
+    assert all(label.get_text()[1:].startswith("100100") for label in ax.get_yticklabels())
+    plots.training_curves({"train_elbo": [-100100.0] * 50}, ax)
+    low, high = ax.get_xlim()
+    assert 0 < low < 1 and high >= 50
+
+
 def test_a_history_without_validation_or_with_gaps_or_empty() -> None:
     ax = plots.training_curves({"train_elbo": [-3.0, -2.0], "val_elbo": [np.nan, np.nan]})
     assert len(ax.get_lines()) == 1

@@ -6,8 +6,9 @@ import math
 from abc import ABC
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 from amortized.errors import UsageError
 from amortized.fit.history import History
@@ -19,22 +20,35 @@ class FitState:
     """What a callback sees and may change.
 
     ``epoch`` and ``step`` count from 1 within this call of ``fit``, ``batch`` within the epoch; a
-    training that was resumed goes on counting. Setting ``stop`` to a short reason ends training
-    after the epoch. ``whole`` is False while a step is under way: nothing should be saved then.
+    training that was resumed goes on counting. ``steps_before`` are the steps of earlier calls.
+    Setting ``stop`` to a short reason ends training after the epoch. ``whole`` is False while a
+    step is under way: nothing should be saved then.
     """
 
     parameters: Parameters
     history: History
     epoch: int = 0
     step: int = 0
+    steps_before: int = 0
     batch: int = 0
     stop: str | None = None
     whole: bool = True
     training: str = ""
-    """Names this training, however often it is resumed."""
+    """Names this training, however often it is resumed or ``fit`` is called again."""
     resumed_from: Path | None = None
     save: Callable[[Path], Path] | None = None
-    """Writes a checkpoint below a folder and returns its path."""
+    """Writes a checkpoint below a folder and returns its path; in any hook."""
+
+
+VALIDATION: Final = ("val_loss", "val_elbo", "val_reconstruction", "val_kl")
+"""What is recorded with validation data."""
+KNOWN: Final = (
+    *VALIDATION,
+    *("train_loss", "train_elbo", "reconstruction", "kl", "grad_norm", "lr"),
+    *("kl_weight", "skipped_steps", "rollbacks", "epoch_time"),
+)
+"""What training records by itself, and one ``kl/<site>`` and ``lr/<group>`` each."""
+EARLY: Final = "early stopped"
 
 
 class Callback(ABC):  # noqa: B024 - all hooks are optional
@@ -106,6 +120,17 @@ class EarlyStopping(Callback):
         self.best, self.best_epoch, self.waited = math.inf, 0, 0
         self._weights: dict[str, Any] | None = None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it was asked for."""
+        names = ("monitor", "patience", "min_delta", "mode", "restore_best")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has waited long enough."""
+        return self.patience is not None and self.waited >= self.patience
+
     def on_fit_start(self, state: FitState) -> None:
         """Forgets an earlier training."""
         self.best, self.best_epoch, self.waited = math.inf, 0, 0
@@ -124,8 +149,8 @@ class EarlyStopping(Callback):
             self._weights = state.parameters.snapshot() if self.restore_best else None
             return
         self.waited += 1
-        if self.patience is not None and self.waited >= self.patience:
-            state.stop = "early stopped"
+        if self.exhausted:
+            state.stop = EARLY
 
     def on_fit_end(self, state: FitState) -> None:
         """Brings the best parameters back, if asked."""
@@ -140,13 +165,18 @@ class EarlyStopping(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far, and its parameters."""
+        watched = {"monitor": self.monitor, "mode": self.mode}
         counts = {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
-        return {**counts, "weights": self._weights}
+        return {**watched, **counts, "weights": self._weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from the best of a training that is resumed."""
+        """Goes on from the best of a training that is resumed; by another monitor it has none."""
+        watched = state.get("monitor", self.monitor), state.get("mode", self.mode)
+        if watched != (self.monitor, self.mode):
+            return
         self.best, self.best_epoch = state["best"], state["best_epoch"]
-        self.waited, self._weights = state["waited"], state["weights"]
+        self.waited = state["waited"]
+        self._weights = state["weights"] if self.restore_best else None
 
     def refuse_unknown_monitor(self, validates: bool) -> None:
         """Before training, as far as that can be known: sites are met later.
@@ -154,18 +184,12 @@ class EarlyStopping(Callback):
         Raises:
             UsageError: a monitor that training will not record.
         """
-        validation = [f"val_{key}" for key in ("loss", "elbo", "reconstruction", "kl")]
-        if self.monitor in validation and not validates:
+        if self.monitor in VALIDATION and not validates:
             raise UsageError(
                 f"EarlyStopping watches {self.monitor!r}, but fit was given no validation data: "
                 "pass val=..., or watch monitor='train_loss'"
             )
-        known = [*validation, "train_loss", "train_elbo", "reconstruction", "kl", "grad_norm", "lr"]
-        if self.monitor not in known and not self.monitor.startswith(("kl/", "lr/")):
-            raise UsageError(
-                f"EarlyStopping watches {self.monitor!r}; recorded are {', '.join(known)} and "
-                "kl/<site>"
-            )
+        refuse_unknown_monitor("EarlyStopping", self.monitor)
 
     def _missing(self, history: History) -> str:
         return f"EarlyStopping watches {self.monitor!r}; recorded are {', '.join(sorted(history))}"
@@ -185,6 +209,32 @@ class EachEpoch(Callback):
     def on_train_epoch_end(self, state: FitState) -> None:
         """Calls it."""
         self.function(state)
+
+
+def refuse_unknown_monitor(who: str, monitor: str) -> None:
+    """Sites are met later, and each has a key of its own.
+
+    Raises:
+        UsageError: no key that training records.
+    """
+    if monitor in KNOWN or monitor.startswith(("kl/", "lr/")):
+        return
+    close = get_close_matches(monitor, KNOWN, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UsageError(
+        f"{who} watches {monitor!r}; recorded are {', '.join(KNOWN)} and kl/<site>{hint}"
+    )
+
+
+def numbered(callbacks: Iterable[Callback]) -> list[tuple[str, Callback]]:
+    """Callbacks by class and number, so that another order or a new one does no harm."""
+    counts: dict[str, int] = {}
+    named = []
+    for callback in callbacks:
+        kind = type(callback).__name__
+        counts[kind] = counts.get(kind, 0) + 1
+        named.append((f"{kind}{counts[kind]}", callback))
+    return named
 
 
 def as_callbacks(callbacks: Iterable[Callback | Callable[[FitState], Any]]) -> list[Callback]:

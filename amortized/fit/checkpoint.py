@@ -6,7 +6,8 @@ both. The checksums are compared first, then ``torch.load(weights_only=True)`` r
 
 To change the format, raise ``FORMAT_VERSION`` by one, and enter into ``_MIGRATIONS``, under the old
 version, a function ``(state, metadata) -> (state, metadata)`` that makes the new out of the old. It
-need not touch ``metadata["format_version"]``. Files of every older version then pass through it.
+need not touch ``metadata["format_version"]``. Files of every older version then pass through it; it
+is given an empty state where only the metadata are wanted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -44,7 +46,7 @@ State = dict[str, Any]
 Migration = Callable[[State, Metadata], tuple[State, Metadata]]
 Place = str | os.PathLike[str]
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 UNKNOWN: Final = "unknown"
 """What an older file does not say."""
 STATE: Final = "state.pt"
@@ -60,7 +62,14 @@ def _with_rows_and_schedules(state: State, metadata: Metadata) -> tuple[State, M
     return state, metadata
 
 
-_MIGRATIONS: Final[Mapping[int, Migration]] = MappingProxyType({1: _with_rows_and_schedules})
+def _with_valid_json(state: State, metadata: Metadata) -> tuple[State, Metadata]:
+    """Version 2 wrote infinity as a bare word, which its reader and ours take."""
+    return state, metadata
+
+
+_MIGRATIONS: Final[Mapping[int, Migration]] = MappingProxyType(
+    {1: _with_rows_and_schedules, 2: _with_valid_json}
+)
 
 _ZIP: Final = b"PK\x03\x04"
 _REASONS: Final = 3
@@ -168,6 +177,33 @@ def read(path: Place, map_location: str | torch.device = "cpu") -> Checkpoint:
     return _read_folder(path, device) if inside else newest(path, device)
 
 
+def about(path: Place, *, whole: bool = False) -> Metadata:
+    """The metadata of one checkpoint folder; its state is not loaded.
+
+    Args:
+        path: the folder.
+        whole: whether the state is compared with its checksum too (its bytes are read for that).
+
+    Raises:
+        CheckpointError: the metadata are damaged, or the state if that was asked.
+
+    >>> from tempfile import mkdtemp
+    >>> path = write(mkdtemp(), {"x": 1}, step=5, epoch=0, metrics={}, config={}, parameters={})
+    >>> about(path)["step"]
+    5
+    """
+    folder = Path(path)
+    try:
+        with files.os_errors("a file cannot be read"):
+            metadata = read_metadata(folder / METADATA, FORMAT_VERSION)
+            if whole:
+                with _opened_state(folder / STATE, metadata.get("sha256")):
+                    pass
+        return _checked({}, metadata, folder)[1]
+    except CheckpointError as error:
+        raise _unreadable(folder, error) from error
+
+
 def newest(root: Place, map_location: str | torch.device = "cpu") -> Checkpoint:
     """Reads the newest checkpoint below ``root`` that is whole; one warning names the others.
 
@@ -258,20 +294,30 @@ def _read_folder(folder: Path, device: torch.device) -> Checkpoint:
         with files.os_errors("a file cannot be read"):
             metadata = read_metadata(folder / METADATA, FORMAT_VERSION)
             state = _read_state(folder / STATE, metadata.get("sha256"), device)
-        state, metadata = migrate(state, metadata, _MIGRATIONS, FORMAT_VERSION)
-        check_fields(metadata)
-        place = files.position(folder.name)
-        if place is not None and place[0] != metadata["step"]:
-            raise CheckpointError(
-                f"its metadata are of step {metadata['step']}, not of the step in its name: "
-                "rename it"
-            )
+        return Checkpoint(*_checked(state, metadata, folder), folder)
     except CheckpointError as error:
-        raise CheckpointError(f"cannot read the checkpoint {folder}: {error}") from error
-    return Checkpoint(state, metadata, folder)
+        raise _unreadable(folder, error) from error
 
 
-def _read_state(path: Path, expected: Any, device: torch.device) -> State:
+def _unreadable(folder: Path, error: CheckpointError) -> CheckpointError:
+    return CheckpointError(f"cannot read the checkpoint {folder}: {error}")
+
+
+def _checked(state: State, metadata: Metadata, folder: Path) -> tuple[State, Metadata]:
+    """Brought to the newest format, with all entries that it must have."""
+    state, metadata = migrate(state, metadata, _MIGRATIONS, FORMAT_VERSION)
+    check_fields(metadata)
+    place = files.position(folder.name)
+    if place is not None and place[0] != metadata["step"]:
+        raise CheckpointError(
+            f"its metadata are of step {metadata['step']}, not of the step in its name: rename it"
+        )
+    return state, metadata
+
+
+@contextmanager
+def _opened_state(path: Path, expected: Any) -> Iterator[IO[bytes]]:
+    """The file of the state, found to be what its checksum says."""
     if not path.is_file():
         raise CheckpointError(f"{path.name} is missing: use another checkpoint")
     with open(path, "rb") as file:
@@ -281,12 +327,15 @@ def _read_state(path: Path, expected: Any, device: torch.device) -> State:
                 f"{path.name} differs from its checksum in {METADATA}, so it was damaged or "
                 "replaced: use another checkpoint"
             )
+        yield file
+
+
+def _read_state(path: Path, expected: Any, device: torch.device) -> State:
+    with _opened_state(path, expected) as file:
         state = _loaded(file, device)
     if type(state) is not dict:
         kind = type(state).__name__
-        raise CheckpointError(
-            f"{path.name} holds a {kind}; expected a dict: use another checkpoint"
-        )
+        raise CheckpointError(f"{STATE} holds a {kind}; expected a dict: use another checkpoint")
     return state
 
 

@@ -12,12 +12,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from amortized.errors import CheckpointError
 from amortized.fit.checkpoint_files import write_file
-from amortized.fit.checkpoint_values import brief, checksum, fingerprint, json_value
+from amortized.fit.checkpoint_values import (
+    brief,
+    checksum,
+    fingerprint,
+    json_value,
+    number_of,
+)
 
 Metadata = dict[str, Any]
 
@@ -52,7 +59,7 @@ def describe(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "step": step,
         "epoch": epoch,
-        "metrics": {_text(name): _number(name, value) for name, value in metrics.items()},
+        "metrics": {_text(name): _metric(name, value) for name, value in metrics.items()},
         "config": json_value(dict(config), "config"),
         "fingerprint": fingerprint(parameters),
     }
@@ -71,7 +78,8 @@ def _text(name: Any) -> str:
     return name
 
 
-def _number(name: str, value: Any) -> float:
+def _metric(name: str, value: Any) -> float:
+    value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, int | float):
         kind = type(value).__name__
         raise CheckpointError(f"metrics[{name!r}] is of type {kind}; expected a number: use float")
@@ -80,7 +88,9 @@ def _number(name: str, value: Any) -> float:
 
 def write_metadata(path: Path, metadata: Metadata) -> None:
     """Writes the file, with a checksum of all that it says."""
-    text = json.dumps(metadata | {"self": checksum(metadata)}, indent=1).encode("ascii")
+    said = json_value(metadata, "metadata")
+    whole = said | {"self": checksum(said)}
+    text = json.dumps(whole, indent=1, allow_nan=False).encode("ascii")
     if len(text) > _MAX_BYTES:
         raise CheckpointError(
             f"{path.name} would have {len(text)} bytes; expected at most {_MAX_BYTES}: write "
@@ -119,6 +129,8 @@ def read_metadata(path: Path, format_version: int) -> Metadata:
             f"{path.name} differs from its own checksum, so it was damaged or edited: use another "
             "checkpoint"
         )
+    if _is_dict(metadata.get("metrics")):
+        metadata["metrics"] = {n: number_of(value) for n, value in metadata["metrics"].items()}
     return metadata
 
 

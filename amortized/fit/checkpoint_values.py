@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final
@@ -16,6 +17,7 @@ from torch.nn import Parameter
 from amortized.errors import CheckpointError
 
 _NUMBERS: Final = (type(None), bool, int, float, str)
+_NON_FINITE: Final = ("inf", "-inf", "nan")
 _LEAVES: Final = (*_NUMBERS, complex, torch.Size, torch.dtype, torch.device)
 _SEQUENCES: Final = (list, tuple)
 _MAPPINGS: Final = (dict, OrderedDict, Counter)
@@ -99,13 +101,13 @@ def _stored_tensor(value: Tensor, where: str) -> Tensor:
 
 
 def json_value(value: Any, where: str) -> Any:
-    """A nested value as JSON gives it back: tuples become lists.
+    """A nested value as JSON gives it back: tuples become lists, infinity and NaN their names.
 
     Raises:
         CheckpointError: what JSON cannot hold; the message names its place.
 
-    >>> json_value({"sizes": (64, 8), "lr": 0.001}, "config")
-    {'sizes': [64, 8], 'lr': 0.001}
+    >>> json_value({"sizes": (64, 8), "lr": 0.001, "limit": float("inf")}, "config")
+    {'sizes': [64, 8], 'lr': 0.001, 'limit': 'inf'}
     """
     try:
         return _json_value(value, where)
@@ -118,7 +120,8 @@ def json_value(value: Any, where: str) -> Any:
 def _json_value(value: Any, where: str) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if type(value) in _NUMBERS:
-        return value
+        infinite = type(value) is float and not math.isfinite(value)
+        return str(value) if infinite else value  # JSON has no number for it
     if type(value) in _SEQUENCES:
         return [_json_value(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if type(value) in _MAPPINGS:
@@ -127,6 +130,15 @@ def _json_value(value: Any, where: str) -> Any:
                 raise _refused(f"a key of {where}", key, "it is written as JSON: keys are strings")
         return {key: _json_value(item, f"{where}[{key!r}]") for key, item in value.items()}
     raise _refused(where, value, "it is written as JSON: numbers, strings, None, dicts and lists")
+
+
+def number_of(value: Any) -> Any:
+    """Infinity and NaN from the names that `json_value` gave them; anything else as it is.
+
+    >>> number_of("-inf"), number_of(2.5)
+    (-inf, 2.5)
+    """
+    return float(value) if type(value) is str and value in _NON_FINITE else value
 
 
 def _refused(where: str, value: Any, expected: str) -> CheckpointError:

@@ -1,17 +1,17 @@
-"""Data of every common kind as batches: tensors are sliced by index, a DataLoader is left alone."""
+"""Data of every common kind as batches: arrays are gathered by rows, a DataLoader is left alone."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast, final
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from amortized.errors import DataError, UsageError
+from amortized.fit.sources import Picked, Rows, as_rows, map_rows, non_finite
 from amortized.programs.batches import leaves_of
 
 _NO_BATCH = (
@@ -58,18 +58,22 @@ class Batches(ABC):
 
 @final
 class TensorBatches(Batches):
-    """Tensors in memory, sliced: no collation of single items (16 times faster on 64 columns)."""
+    """Arrays in memory or in mapped files: no collation of single items."""
 
-    def __init__(self, tree: Any, batch_size: int) -> None:
-        lengths = {name: _length(name, tensor) for name, tensor in leaves_of(tree, "data").items()}
+    def __init__(self, data: Any, batch_size: int, among: Sequence[int] | None = None) -> None:
+        """``among``: the rows that count, by number; None: all."""
+        arrays: dict[str, Rows] = {}
+        self.tree = as_rows(data, arrays)
+        lengths = {name: rows.length for name, rows in arrays.items()}
         if len(set(lengths.values())) > 1:
             sizes = ", ".join(f"{name} has {n}" for name, n in lengths.items())
             raise DataError(
                 f"data of unequal lengths: {sizes}; the first dim of each tensor counts data points"
             )
-        self.tree = tree
+        if among is not None:
+            self.tree = map_rows(lambda rows: Picked(rows, among), self.tree)
         self.batch_size = batch_size
-        self.size = next(iter(lengths.values()))
+        self.size = next(iter(lengths.values())) if among is None else len(among)
         if self.size == 0:
             raise DataError("the data set is empty: expected at least one data point")
         self.num_batches = -(-self.size // batch_size)
@@ -77,11 +81,10 @@ class TensorBatches(Batches):
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
         """Batches of ``batch_size``; the last may be shorter and is never dropped."""
         size = cast(int, self.size)
-        order = None if generator is None else torch.randperm(size, generator=generator)
+        order = None if generator is None else _permutation(size, generator)
         for start in range(0, size, self.batch_size):
-            stop = start + self.batch_size
-            rows = slice(start, stop) if order is None else order[start:stop]
-            yield map_tensors(lambda tensor, rows=rows: tensor[rows], self.tree)
+            stop = min(size, start + self.batch_size)
+            yield self._span(start, stop) if order is None else self._select(order[start:stop])
 
     def rows_asked(self) -> int | None:
         """As given."""
@@ -89,21 +92,23 @@ class TensorBatches(Batches):
 
     def peek(self, rows: int | None = None) -> Any:
         """A slice."""
-        count = self.batch_size if rows is None else rows
-        return map_tensors(lambda tensor: tensor[:count], self.tree)
+        return self._span(0, min(cast(int, self.size), rows or self.batch_size))
 
     def non_finite_rows(self) -> list[int]:
-        """Found by one pass over memory."""
-        bad = torch.zeros(cast(int, self.size), dtype=torch.bool)
-        for tensor in leaves_of(self.tree).values():
-            if tensor.is_floating_point() and not bool(tensor.sum().isfinite()):
-                finite = tensor.isfinite().reshape(len(tensor), -1).all(1)
-                bad |= ~finite.cpu()
-        return bad.nonzero().flatten().tolist()
+        """Found piece by piece; large files are sampled, see `sources.non_finite`."""
+        found: set[int] = set()
+        map_rows(lambda rows: found.update(non_finite(rows)), self.tree)
+        return sorted(found)
 
     def rows(self, numbers: list[int]) -> Any:
-        """Sliced."""
-        return map_tensors(lambda tensor: tensor[numbers], self.tree)
+        """Gathered."""
+        return self._select(torch.tensor(numbers))
+
+    def _span(self, start: int, stop: int) -> Any:
+        return map_rows(lambda rows: rows.span(start, stop), self.tree)
+
+    def _select(self, numbers: Tensor) -> Any:
+        return map_rows(lambda rows: rows.select(numbers), self.tree)
 
 
 @final
@@ -190,7 +195,9 @@ def as_batches(data: Any, batch_size: int = 128) -> Batches:
 
     A tensor, a numpy array, a tuple or dict of those, and a ``TensorDataset`` are sliced. Another
     ``Dataset`` is collated by a DataLoader. A DataLoader keeps its own batch size and order.
-    Floating numpy arrays take torch's default dtype. ``()`` is for programs without arguments.
+    Floating numpy arrays take torch's default dtype. Mapped files (``np.memmap``,
+    `open_safetensors`) are read row by row, when a row's turn comes. ``()`` is for programs without
+    arguments.
 
     Raises:
         UsageError: data of another kind, empty, of unequal lengths, or ``batch_size`` below 1.
@@ -206,8 +213,7 @@ def as_batches(data: Any, batch_size: int = 128) -> Batches:
     if isinstance(data, DataLoader):
         return LoaderBatches(data)
     if isinstance(data, Subset) and isinstance(data.dataset, TensorDataset):
-        rows = torch.as_tensor(data.indices)
-        return TensorBatches(tuple(t[rows] for t in data.dataset.tensors), batch_size)
+        return TensorBatches(data.dataset.tensors, batch_size, data.indices)
     if isinstance(data, TensorDataset):
         return TensorBatches(data.tensors, batch_size)
     if isinstance(data, IterableDataset):
@@ -216,7 +222,7 @@ def as_batches(data: Any, batch_size: int = 128) -> Batches:
         return DatasetBatches(data, batch_size)
     if isinstance(data, tuple | list | dict) and not data:
         return NoArguments()
-    return TensorBatches(_as_tensors(data), batch_size)
+    return TensorBatches(data, batch_size)
 
 
 def first_batch(data: Any, batch_size: int = 128) -> Any:
@@ -243,39 +249,6 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
-def _as_tensors(data: Any, name: str = "data") -> Any:
-    if isinstance(data, Tensor):
-        return data
-    if isinstance(data, np.ndarray) and data.dtype.kind in "fiub":
-        # A copy where torch could only borrow with a warning or not at all.
-        array = np.require(data, requirements=["C", "W"])
-        floating = torch.get_default_dtype() if array.dtype.kind == "f" else None
-        return torch.as_tensor(array, dtype=floating)
-    if isinstance(data, Mapping):
-        return {key: _as_tensors(value, f"{name}[{key!r}]") for key, value in data.items()}
-    if isinstance(data, tuple | list):
-        return tuple(_as_tensors(value, f"{name}[{i}]") for i, value in enumerate(data))
-    raise DataError(
-        f"{name}: found {_kind(data)}; expected a tensor, a numeric numpy array, a tuple or dict "
-        f"of those, a Dataset or a DataLoader{_how_to_convert(data)}"
-    )
-
-
-def _kind(data: Any) -> str:
-    return f"an array of {data.dtype}" if isinstance(data, np.ndarray) else type(data).__name__
-
-
-def _how_to_convert(data: Any) -> str:
-    """What to do with kinds that people do have."""
-    if isinstance(data, np.ndarray):
-        return "; give every category a number"
-    if callable(getattr(data, "to_numpy", None)):
-        return "; pass its numbers, .to_numpy()"
-    if isinstance(data, Iterator):
-        return "; an iterator is used up after one epoch, wrap what makes it in a DataLoader"
-    return ""
-
-
 def structure_of(batch: Any) -> str:
     """The shape of a batch as arguments: the same for training and validation data.
 
@@ -291,10 +264,10 @@ def structure_of(batch: Any) -> str:
     return type(batch).__name__
 
 
-def _length(name: str, tensor: Tensor) -> int:
-    if tensor.ndim == 0:
-        raise DataError(f"{name} is a single number: expected data points along the first dim")
-    return tensor.shape[0]
+def _permutation(size: int, generator: torch.Generator) -> Tensor:
+    """The same order in half the memory: the generator is asked for the same numbers."""
+    dtype = torch.int32 if size < 2**31 else torch.int64
+    return torch.randperm(size, generator=generator, dtype=dtype)
 
 
 def _len(sized: Any) -> int | None:

@@ -51,6 +51,11 @@ class History(dict[str, list[float]]):
         """The number of epochs recorded."""
         return self._epochs
 
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training and validation in all epochs, also those before a resume."""
+        return sum(self.get("epoch_time", ()))
+
     def record(self, metrics: dict[str, float]) -> None:
         """Appends the metrics of one epoch; keys may come and go."""
         for name in metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,18 +93,20 @@ def _chosen(path: str | os.PathLike[str], which: str, monitor: str, mode: str) -
         raise UsageError(f"mode={mode!r}: expected 'min' or 'max'")
     if which == "last":
         return checkpoint.read(path)
-    sign, best = 1.0 if mode == "min" else -1.0, None
-    for folder in checkpoint.listed(Path(path)):
-        try:
-            found = checkpoint.read(folder)
-        except CheckpointError:
-            continue
-        value = sign * found.metadata["metrics"].get(monitor, math.nan)
-        if value == value and (best is None or value < best[0]):
-            best = (value, found)
-    if best is None:
-        raise CheckpointError(
-            f"{os.fspath(path)}: no checkpoint records {monitor!r}, so none is the best; pass "
-            "which='last', or monitor= another key of the history"
-        )
-    return best[1]
+    for folder in _ranked(Path(path), monitor, 1.0 if mode == "min" else -1.0):
+        with suppress(CheckpointError):  # a damaged one is not the best
+            return checkpoint.read(folder)
+    raise CheckpointError(
+        f"{os.fspath(path)}: no checkpoint records {monitor!r}, so none is the best; pass "
+        "which='last', or monitor= another key of the history"
+    )
+
+
+def _ranked(root: Path, monitor: str, sign: float) -> list[Path]:
+    """The best first, of equals the earliest."""
+    scores: dict[Path, float] = {}
+    for folder in checkpoint.listed(root):
+        with suppress(CheckpointError):
+            value = sign * checkpoint.about(folder)["metrics"].get(monitor, math.nan)
+            scores |= {} if math.isnan(value) else {folder: value}
+    return sorted(scores, key=scores.__getitem__)

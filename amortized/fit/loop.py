@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import secrets
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +17,16 @@ from amortized.fit import checkpoint
 from amortized.fit.callbacks import FitState
 from amortized.fit.collapse import collapse_notices
 from amortized.fit.data import batch_length
+from amortized.fit.evaluate import estimates
 from amortized.fit.history import History
 from amortized.fit.interrupts import Interrupted, Interrupts
+from amortized.fit.memory import Parts
+from amortized.fit.options import options_of, settled
 from amortized.fit.plan import Plan
 from amortized.fit.preflight import preflight
 from amortized.fit.progress import Reporter, reporter
 from amortized.fit.recovery import recovery_of
-from amortized.fit.resume import Moment, resumed
+from amortized.fit.resume import Moment, only_looking, resumed
 from amortized.fit.rng import fresh_seed, restore_rng, seeded
 from amortized.fit.step import Stepper
 from amortized.fit.terms import Averager, Terms
@@ -39,11 +40,16 @@ class Loop:
         self.stepper, self.plan = stepper, plan
         self.history = History(plan.max_epochs)
         self.state = FitState(
-            stepper.parameters, self.history, training=secrets.token_hex(8), save=self._save
+            stepper.parameters,
+            self.history,
+            steps_before=stepper.steps,
+            training=stepper.parameters.training,
+            save=self._save,
         )
         self._recovery = recovery_of(plan.non_finite, plan.non_finite_limit, stepper, plan.schedule)
         self._moment = Moment(self._recovery)
         self._interrupts = Interrupts()
+        self._parts = Parts()
         self._ready = False
         stepper.detect_anomaly = plan.detect_anomaly
         self._checked = plan.resume_from is not None
@@ -52,34 +58,46 @@ class Loop:
         """Trains to the end of the plan, to a callback's stop, or to a signal."""
         self._moment.shuffle.manual_seed(fresh_seed())
         self._moment.val_seed = fresh_seed()
-        saved = self._resumed()
+        self._resume()
         if self.plan.check and not self._checked:
             self._checked = preflight(self.stepper, self.plan)
-        report = reporter(self.plan.progress, self.plan.max_epochs, self.plan.steps)
+        report = reporter(
+            self.plan.progress, self.plan.max_epochs, self.plan.steps, self.state.step
+        )
+        self.stepper.to_come = self._to_come()
         try:
             with self._interrupts, self._failures():
                 self._call("on_fit_start")
-                if saved is not None:
-                    self._moment.load_callbacks(saved, self.plan.callbacks)
+                self._moment.load_callbacks(self.plan.callbacks, self.state)
                 while not self._finished():
                     self._epoch(report)
             self._call("on_fit_end")
         finally:
             report.close(self.history)
             self.stepper.discard()
+            self.stepper.to_come = None
             self.stepper.detect_anomaly = False
         return self.history
 
-    def _resumed(self) -> dict[str, Any] | None:
+    def _to_come(self) -> int | None:
+        """Batches of this call, where their number is known."""
+        steps = self.plan.steps
+        left = None if steps is None else steps - self.state.step
+        return None if left is None else left * self.plan.accumulate_grad_batches
+
+    def _resume(self) -> None:
         """Puts everything where a checkpoint left it; callbacks follow when they have started."""
         if self.plan.resume_from is None:
-            return None
-        found = resumed(self.plan.resume_from, self.stepper, self.plan)
+            return
+        found, given = resumed(self.plan.resume_from, self.stepper, self.plan)
         self.state.resumed_from = found.path
         self._moment.load_state_dict(found.state["moment"], self.state, self.plan)
         self._moment.last_saved = found.path
+        self._moment.keep_callbacks(found.state)
+        self._moment.options = settled(found.metadata["config"], given)
         self.history.load_state_dict(found.state["history"])
-        return found.state
+        self.state.steps_before = self.stepper.steps - self.state.step
+        self.stepper.parameters.training = self.state.training
 
     def _finished(self) -> bool:
         state, plan = self.state, self.plan
@@ -93,18 +111,13 @@ class Loop:
     def _epoch(self, report: Reporter) -> None:
         moment, state = self._moment, self.state
         if not moment.mid_epoch:
-            state.epoch, state.batch = state.epoch + 1, 0
+            state.epoch, state.batch, moment.announced = state.epoch + 1, 0, True
             self._call("on_train_epoch_start")
             moment.start_epoch(self.plan.train)
             self._recovery.epoch_start()
-        started = time.perf_counter()
-        try:
-            self._train(report)
-        except (KeyboardInterrupt, Interrupted):
-            moment.elapsed += time.perf_counter() - started
-            raise
+        moment.start_clock()
+        self._train(report)
         validation = self._validate()
-        moment.elapsed += time.perf_counter() - started
         metrics = self._record(validation)
         moment.mid_epoch = False
         if self.plan.schedule is not None:
@@ -122,7 +135,7 @@ class Loop:
             state.batch += 1
             whole_group = state.batch % plan.accumulate_grad_batches == 0
             self._step(batch, apply=whole_group or state.batch == plan.train_batches)
-            report.batch(state.epoch, batch_length(batch))
+            report.batch(state.epoch, batch_length(batch), state.step)
             if state.whole:
                 self._interrupts.check()
             if _reached(state.step, plan.max_steps):
@@ -156,7 +169,8 @@ class Loop:
         try:
             # in a group every data point counts the same
             share = 1.0 if plan.accumulate_grad_batches == 1 else float(batch_length(batch))
-            terms = self.stepper.accumulate(batch, plan.data, weight, share)
+            with _located(self._place()):
+                terms = self.stepper.accumulate(batch, plan.data, weight, share)
             self._moment.averager.add(terms, batch_length(batch))
         except NonFiniteError as error:
             self._recover(error)
@@ -170,10 +184,12 @@ class Loop:
         plan = self.plan
         if plan.check and not self._checked:
             self.stepper.check(batch, plan.data)
-        self.stepper.warm_up(batch)
+        with _located(self._place()):
+            self.stepper.warm_up(batch)
         if plan.schedule is not None:
             plan.schedule.attach(self.stepper.built_optimizer)
         self._recovery.begin()
+        self._moment.options = self._moment.options or options_of(plan, self.stepper)
         self._ready = self._checked = True
 
     def _apply(self) -> None:
@@ -192,10 +208,12 @@ class Loop:
         self._call("on_train_batch_end")
 
     def _recover(self, error: NonFiniteError) -> None:
-        state = self.state
-        place = f"epoch {state.epoch}, batch {state.batch}, step {state.step + 1}"
-        sentence = f"{place}: {error.args[0]}{self._last_good()}"
+        sentence = f"{self._place()}: {error.args[0]}{self._last_good()}"
         self._recovery.recover(NonFiniteError(sentence, error.table))
+
+    def _place(self) -> str:
+        state = self.state
+        return f"epoch {state.epoch}, batch {state.batch}, step {state.step + 1}"
 
     def _last_good(self) -> str:
         last = self._moment.last_saved
@@ -222,10 +240,11 @@ class Loop:
             for batch in itertools.islice(_guarded(plan.val.epoch(), place), plan.val_batches):
                 done += 1
                 self._interrupts.check()
-                estimate = self.stepper.evaluated(batch, plan.data)
-                if not math.isfinite(estimate.loss.item()):
-                    self._bad_validation(f"{place} {done}", estimate)
-                averager.add(Terms.of(estimate), batch_length(batch))
+                with _located(f"{place} {done}"):
+                    for estimate, rows in estimates(self.stepper, self._parts, batch, plan.data):
+                        if not math.isfinite(estimate.loss.item()):
+                            self._bad_validation(f"{place} {done}", estimate)
+                        averager.add(Terms.of(estimate), rows)
         self._call("on_validation_epoch_end")
         means = averager.means()
         return {f"val_{key}": means[key] for key in keys}
@@ -264,13 +283,16 @@ class Loop:
 
     def _save(self, folder: Path) -> Path:
         """Writes a checkpoint of this very moment."""
+        if not self._moment.options:  # before the first batch: nothing has been declared
+            with only_looking(self.plan.train):
+                self._get_ready(next(self.plan.train.epoch()))
         path = checkpoint.write(
             folder,
             self._moment.state_dict(self.stepper, self.state, self.plan),
             step=self.stepper.steps,
             epoch=self.state.epoch,
             metrics={} if self._moment.mid_epoch else _finite(self.history.last()),
-            config={**self.plan.config, "training": self.state.training},
+            config={**self._moment.options, "training": self.state.training},
             parameters=self.stepper.parameters.tensors(),
         )
         self._moment.last_saved = path
@@ -317,6 +339,18 @@ class Loop:
     def _call(self, hook: str, *args: BaseException) -> None:
         for callback in self.plan.callbacks:
             getattr(callback, hook)(self.state, *args)
+
+
+@contextmanager
+def _located(place: str) -> Iterator[None]:
+    """Errors of the programs say where training stood; `NonFiniteError` is told by its policy."""
+    try:
+        yield
+    except NonFiniteError:
+        raise
+    except AmortizedError as error:
+        error.args = (f"{place}: {error.args[0]}", *error.args[1:])
+        raise
 
 
 def _guarded(batches: Iterator[Any], place: str) -> Iterator[Any]:

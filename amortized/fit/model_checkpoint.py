@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from amortized.errors import CheckpointError, NonFiniteError, UsageError
-from amortized.fit.callbacks import Callback, FitState
-from amortized.fit.checkpoint import listed, prune, read
+from amortized.fit.callbacks import (
+    VALIDATION,
+    Callback,
+    EarlyStopping,
+    FitState,
+    refuse_unknown_monitor,
+)
+from amortized.fit.checkpoint import about, listed, prune
+from amortized.fit.loggers import LogEachEpoch
 
 
 @final
 class ModelCheckpoint(Callback):
     """Writes checkpoints below a folder; ``fit(resume_from=folder)`` goes on from the newest.
 
-    Each is written whole or not at all. What training was resumed from counts as its own.
+    Each is written whole or not at all. A folder belongs to one training: what it was resumed from
+    counts as its own, and what earlier calls of ``fit`` of the same `SVI` wrote. A damaged one that
+    a resume passed over does not count as one of the newest; it goes when these are all newer.
 
     Args:
         dirpath: the folder, made at the start of training.
@@ -32,7 +42,7 @@ class ModelCheckpoint(Callback):
         best_path: the best one by ``monitor``, or None.
 
     Raises:
-        UsageError: an argument out of range.
+        UsageError: an argument out of range, or a monitor that training does not record.
         CheckpointError: the folder cannot be written, or holds another training's checkpoints.
 
     >>> ModelCheckpoint("runs/vae", every_n_steps=500)
@@ -67,8 +77,7 @@ class ModelCheckpoint(Callback):
         self.last_path: Path | None = None
         self._best: list[tuple[float, str]] = []
         self._saved_at = -1
-        self._score: float | None = None
-        self._resumed: str | None = None
+        self._damaged: set[str] = set()
 
     @property
     def best_path(self) -> Path | None:
@@ -77,10 +86,7 @@ class ModelCheckpoint(Callback):
 
     def on_fit_start(self, state: FitState) -> None:
         """Makes the folder, and refuses one that belongs to another training."""
-        self._best, self._saved_at = [], -1
-        origin = state.resumed_from
-        ours = origin is not None and origin.resolve().parent == self.dirpath.resolve()
-        self._resumed = origin.name if origin is not None and ours else None
+        self._best, self._saved_at, self._damaged = [], -1, set()
         try:
             self.dirpath.mkdir(parents=True, exist_ok=True)
             probe = self.dirpath / ".tmp-probe"
@@ -91,7 +97,13 @@ class ModelCheckpoint(Callback):
                 f"checkpoints cannot be written below {self.dirpath}: {error.strerror or error}; "
                 "make the folder writable, or name another"
             ) from error
-        self._refuse_another_training(state)
+        for path in self._later(state):
+            if not _is_whole(path):  # perhaps the reason why an earlier one was resumed
+                self._damaged.add(path.name)
+        for path in reversed(listed(self.dirpath)):
+            if path.name not in self._damaged:
+                self._take_over(path, state)
+        self._best = sorted(self._best)[: self.save_top_k]
 
     def on_train_batch_end(self, state: FitState) -> None:
         """Saves every so many steps."""
@@ -102,12 +114,7 @@ class ModelCheckpoint(Callback):
         """Saves every so many epochs, and remembers the best."""
         if state.epoch % self.every_n_epochs:
             return
-        value = state.history.last().get(self.monitor, math.nan)
-        if math.isnan(value) or self.save_top_k == 0:
-            self._save(state)
-            return
-        sign = 1.0 if self.mode == "min" else -1.0
-        self._save(state, score=sign * value)
+        self._save(state, score=self._score(state.history.last()))
 
     def on_exception(self, state: FitState, error: BaseException) -> None:
         """Saves what was learned, unless an error caught a step half-done."""
@@ -116,22 +123,33 @@ class ModelCheckpoint(Callback):
         if self.save_on_exception and sound and unsaved and state.step > 0:
             self._save(state)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The best so far, by name below the folder, and the score of the one being written."""
-        return {"best": [[score, name] for score, name in self._best], "own": self._score}
+    def on_fit_end(self, state: FitState) -> None:
+        """Says so if nothing could be the best."""
+        known = self.monitor in state.history or self.monitor in VALIDATION
+        if self.save_top_k and state.history.epochs and not known:
+            state.history.notices.append(
+                f"ModelCheckpoint watched {self.monitor!r}, which was not recorded: no checkpoint "
+                f"is the best; recorded were {', '.join(sorted(state.history))}"
+            )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from the best of a training that is resumed."""
-        here = {path.name for path in listed(self.dirpath)}
-        ranked = {(score, name) for score, name in state["best"] if name in here}
-        if state["own"] is not None and self._resumed is not None:
-            ranked.add((state["own"], self._resumed))
-        self._best = sorted(ranked)[: self.save_top_k]
+    def refuse_unknown_monitor(self, callbacks: Iterable[Callback]) -> None:
+        """Before training, unless a callback of the user's own may record it.
+
+        Raises:
+            UsageError: a monitor that training will not record.
+        """
+        ours = (ModelCheckpoint, EarlyStopping, LogEachEpoch)
+        if self.save_top_k and all(isinstance(callback, ours) for callback in callbacks):
+            refuse_unknown_monitor("ModelCheckpoint", self.monitor)
+
+    def _score(self, metrics: Mapping[str, float]) -> float | None:
+        """By which the best is the smallest; None where there is no number."""
+        value = metrics.get(self.monitor, math.nan)
+        return None if math.isnan(value) else value if self.mode == "min" else -value
 
     def _save(self, state: FitState, score: float | None = None) -> None:
         if state.save is None:
             return
-        self._score = score
         self.last_path = state.save(self.dirpath)
         self._saved_at = state.step
         if score is not None:
@@ -141,34 +159,50 @@ class ModelCheckpoint(Callback):
         prune(self.dirpath, {*self._newest(self.last_path), *best})
 
     def _newest(self, last: Path) -> list[Path]:
-        """The newest ones up to the last one written, and those beyond it, which are damaged."""
+        """The newest good ones up to the last one written, and all after the first of them."""
         found = listed(self.dirpath)
-        end = found.index(last) + 1
-        return found[max(0, end - self.keep_last) :]
+        good = [path for path in found if path.name not in self._damaged]
+        end = good.index(last) + 1
+        return found[found.index(good[max(0, end - self.keep_last)]) :]
 
-    def _refuse_another_training(self, state: FitState) -> None:
-        """Those of another one would be pruned, and later ones of this one be taken for newer."""
-        origin = state.resumed_from
-        stands = -1 if origin is None else read(origin).metadata["step"]
-        for path in reversed(listed(self.dirpath)):
-            try:
-                about = read(path).metadata
-            except CheckpointError as error:
-                if origin is not None and origin.parent.resolve() == self.dirpath.resolve():
-                    continue  # damaged: perhaps the reason why an earlier one was resumed
-                raise CheckpointError(
-                    f"{self.dirpath} holds {path.name}, which this training did not write and "
-                    f"cannot read ({error}); remove it, or name another folder"
-                ) from error
-            ours = about["config"].get("training") == state.training
-            if ours and about["step"] <= stands:
-                continue
-            whose = "this training, later than what is resumed" if ours else "another training"
+    def _later(self, state: FitState) -> list[Path]:
+        """What lies here after the one that was resumed, if that was one of these."""
+        origin, found = state.resumed_from, listed(self.dirpath)
+        if origin is None or origin.resolve().parent != self.dirpath.resolve():
+            return []
+        names = [path.name for path in found]
+        return found[names.index(origin.name) + 1 :] if origin.name in names else []
+
+    def _take_over(self, path: Path, state: FitState) -> None:
+        """Counts a checkpoint as this training's own, with what it says of the monitor.
+
+        Another training's would be pruned, and later ones of this one be taken for newer.
+        """
+        try:
+            found = about(path)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{self.dirpath} holds {path.name}, which cannot be read ({error}): this training "
+                "may not have written it; remove it, or name another folder"
+            ) from error
+        ours = found["config"].get("training") == state.training
+        if not ours or found["step"] > state.steps_before + state.step:
+            whose = "this training, later than where it stands" if ours else "another training"
             raise CheckpointError(
                 f"{self.dirpath} holds {path.name}, a checkpoint of {whose}: go on from "
                 f"it with fit(resume_from={str(self.dirpath)!r}), remove it, or name another folder"
             )
+        score = self._score(found["metrics"])
+        self._best += [] if score is None else [(score, path.name)]
 
     def __repr__(self) -> str:
         """One line."""
         return f"ModelCheckpoint({str(self.dirpath)!r}, monitor={self.monitor!r})"
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        about(path, whole=True)
+    except CheckpointError:
+        return False
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
@@ -38,6 +39,8 @@ class Parameters:
         self.model, self.guide, self.loss = model, guide, loss
         self._state: Any = {"params": {}, "constraints": {}}
         self._active = False
+        self.training = secrets.token_hex(8)
+        """Names the training that moves them, however often ``fit`` is called or resumed."""
         self._frozen = [p for p in self._module_parameters() if not p.requires_grad]
         self._guide_names: set[str] = set()
         _refuse_collisions(model, guide)

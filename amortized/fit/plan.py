@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ class Plan:
                         "EarlyStopping watches 'train_loss', which carries the weight of the KL, "
                         "and that grows: watch 'val_loss', or 'train_elbo' with mode='max'"
                     )
+            if isinstance(callback, ModelCheckpoint):
+                callback.refuse_unknown_monitor(self.callbacks)
         folders = [c.dirpath.resolve() for c in self.callbacks if isinstance(c, ModelCheckpoint)]
         if len(set(folders)) < len(folders):
             raise UsageError(
@@ -131,11 +134,11 @@ def limited(total: int | None, limit: int | float | None, name: str) -> int | No
     """
     if limit is None:
         return total
-    fraction = isinstance(limit, float)
+    fraction = not isinstance(limit, Integral)  # numpy's numbers are of either kind too
     if isinstance(limit, bool) or not limit > 0 or (fraction and limit > 1):
         raise UsageError(f"{name}={limit}: expected a count from 1, or a fraction up to 1.0")
     if not fraction:
-        return limit if total is None else min(limit, total)
+        return int(limit) if total is None else min(int(limit), total)
     if total is None:
         raise UsageError(f"{name}={limit}: the data do not say how many batches there are")
     return max(1, int(total * limit))

@@ -17,13 +17,16 @@ from amortized.fit.history import History
 _REDRAW = 0.1
 _PLAIN = 10.0
 
+# Both losses are minimized and show the same objective; what it weighs less is told beside them.
+_SHOWN = ("train_loss", "val_loss", "kl", "kl_weight")
+
 
 class Reporter(ABC):
     """Shows how training goes."""
 
     @abstractmethod
-    def batch(self, epoch: int, rows: int) -> None:
-        """A step on ``rows`` data points was taken."""
+    def batch(self, epoch: int, rows: int, step: int) -> None:
+        """A batch of ``rows`` data points was used; ``step`` optimizer steps were taken so far."""
 
     @abstractmethod
     def epoch(self, history: History) -> None:
@@ -38,7 +41,7 @@ class Reporter(ABC):
 class Silent(Reporter):
     """Shows nothing."""
 
-    def batch(self, epoch: int, rows: int) -> None:
+    def batch(self, epoch: int, rows: int, step: int) -> None:
         """Nothing."""
 
     def epoch(self, history: History) -> None:
@@ -58,7 +61,7 @@ class Plain(Reporter):
         self._speed = _Speed()
         self._printed_at, self._printed_epoch = 0.0, 0
 
-    def batch(self, epoch: int, rows: int) -> None:
+    def batch(self, epoch: int, rows: int, step: int) -> None:
         """Counts."""
         self._speed.add(rows)
 
@@ -82,7 +85,7 @@ class Plain(Reporter):
 class Live(Reporter):
     """One line that is redrawn in place."""
 
-    def __init__(self, console: Console, total: str, steps: int | None) -> None:
+    def __init__(self, console: Console, total: str, steps: int | None, done: int = 0) -> None:
         self.total = total
         self._speed = _Speed()
         # Redrawn by us: a refreshing thread would compete with training for the cores.
@@ -94,15 +97,17 @@ class Live(Reporter):
             console=console,
             auto_refresh=False,
         )
-        self._task: TaskID = self._progress.add_task("", total=steps, epoch="1" + total, summary="")
+        self._task: TaskID = self._progress.add_task(
+            "", total=steps, completed=done, epoch="1" + total, summary=""
+        )
         self._metrics: dict[str, float] = {}
         self._drawn_at = 0.0
         self._progress.start()
 
-    def batch(self, epoch: int, rows: int) -> None:
+    def batch(self, epoch: int, rows: int, step: int) -> None:
         """Advances the bar."""
         self._speed.add(rows)
-        self._progress.advance(self._task)
+        self._progress.update(self._task, completed=step)
         now = time.monotonic()
         if now - self._drawn_at > _REDRAW:
             self._drawn_at = now
@@ -143,22 +148,26 @@ class _Speed:
         return self._rows / elapsed if self._rate is None else self._rate
 
 
-def reporter(progress: bool, max_epochs: int | None, steps: int | None) -> Reporter:
-    """The reporter that fits the terminal; it writes to standard error."""
+def reporter(progress: bool, max_epochs: int | None, steps: int | None, done: int = 0) -> Reporter:
+    """The reporter that fits the terminal, with ``done`` of the steps behind it.
+
+    It writes to standard error.
+    """
     if not progress:
         return Silent()
     console = Console(stderr=True)
     total = "" if max_epochs is None else f"/{max_epochs}"
-    return Live(console, total, steps) if console.is_terminal else Plain(console, total)
+    return Live(console, total, steps, done) if console.is_terminal else Plain(console, total)
 
 
 def summary(metrics: Mapping[str, float], speed: float) -> str:
-    """Loss per data point, validation bound, KL and speed, in one line.
+    """The loss on training and on validation data, the KL and its weight, and the speed.
 
-    >>> summary({"train_loss": 21.5, "val_elbo": -22.25, "kl": 9.0}, 1234.5)
-    'loss 21.50  val ELBO -22.25  KL 9.00  1,234/s'
+    The names are keys of the history, so that one knows what to look for there.
+
+    >>> summary({"train_loss": 21.5, "val_elbo": -22.25, "val_loss": 22.25, "kl": 9.0}, 1234.5)
+    'train_loss 21.50  val_loss 22.25  kl 9.00  1,234/s'
     """
-    names = {"train_loss": "loss", "val_elbo": "val ELBO", "kl": "KL"}
-    shown = {label: metrics.get(key, math.nan) for key, label in names.items()}
-    parts = [f"{label} {value:.2f}" for label, value in shown.items() if not math.isnan(value)]
+    shown = {key: metrics.get(key, math.nan) for key in _SHOWN}
+    parts = [f"{key} {value:.2f}" for key, value in shown.items() if not math.isnan(value)]
     return "  ".join([*parts, f"{speed:,.0f}/s"])

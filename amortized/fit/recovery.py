@@ -100,7 +100,7 @@ class Rollback(Recovery):
     """Parameters and optimizer go back to a good moment, with half the learning rate.
 
     Two moments are kept: if training fails again before the newer one is old, the older is used.
-    They are not part of a checkpoint: a training that is resumed goes back to where it was resumed.
+    Both are part of a checkpoint, so that a training that is resumed goes back to the same ones.
     """
 
     def __init__(self, limit: int, stepper: Stepper, schedule: LearningRateSchedule | None) -> None:
@@ -150,13 +150,16 @@ class Rollback(Recovery):
             self._keep()
 
     def state_dict(self) -> dict[str, Any]:
-        """How often it went back."""
-        return {**super().state_dict(), "used": self._used}
+        """How often it went back, and the moments."""
+        counts = {"used": self._used, "steps": self._steps}
+        return {**super().state_dict(), **counts, "kept": list(self._kept)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on counting."""
         super().load_state_dict(state)
-        self._used = state.get("used", 0)
+        self._used, self._steps = state.get("used", 0), state.get("steps", 0)
+        # tensors that the file alone has: `recover` copies them
+        self._kept = list(state.get("kept", ()))
 
     def _keep(self) -> None:
         if not all(bool(leaf.isfinite().all()) for leaf in self.stepper.optimizer.leaves()):

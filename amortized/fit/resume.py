@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -14,10 +16,11 @@ from torch.nn.parameter import is_lazy
 
 from amortized.errors import CheckpointError
 from amortized.fit import checkpoint
-from amortized.fit.callbacks import Callback, FitState
+from amortized.fit.callbacks import EARLY, Callback, EarlyStopping, FitState, numbered
 from amortized.fit.checkpoint import UNKNOWN, Checkpoint
 from amortized.fit.checkpoint_values import fingerprint
 from amortized.fit.data import Batches
+from amortized.fit.options import Options, options_of
 from amortized.fit.plan import Plan
 from amortized.fit.recovery import Recovery
 from amortized.fit.rng import preserved_rng, restore_rng, rng_state
@@ -38,22 +41,29 @@ class Moment:
         self.shuffle = torch.Generator()
         self.val_seed = 0
         self.mid_epoch = False
+        self.announced = False
+        """Callbacks are being told of an epoch that has not begun."""
         self.averager = Averager()
         self._norms = (0.0, 0)
         """The sum and number of the epoch's gradient norms: a list would grow with its length."""
-        self.elapsed = 0.0
+        self._elapsed = 0.0
+        self._since: float | None = None
         self.kl_weight = 1.0
         self.last_saved: Path | None = None
         self.rng: dict[str, Any] = {}
         self.resumed = False
         """In an epoch that another process began: its batches so far must be passed over."""
+        self.options: Options = {}
+        """Those in use; empty until the optimizer exists."""
+        self._callbacks: dict[str, Any] | None = {}
+        """Their state in the file, until they have started and taken it."""
         self._start: dict[str, Any] = {}
         self._weighted = False
 
     def start_epoch(self, train: Batches) -> None:
         """Remembers the generators that decide the order of this epoch."""
-        self.mid_epoch = True
-        self.averager, self._norms, self.elapsed = Averager(), (0.0, 0), 0.0
+        self.mid_epoch, self.announced = True, False
+        self.averager, self._norms, self._elapsed = Averager(), (0.0, 0), 0.0
         self._start = {
             "shuffle": self.shuffle.get_state(),
             "loaders": _states(train),
@@ -65,6 +75,17 @@ class Moment:
         self.shuffle.set_state(self._start["shuffle"])
         _set_states(train, self._start["loaders"])
         restore_rng(self._start["rng"])
+
+    def start_clock(self) -> None:
+        """An epoch begins, or goes on in this process."""
+        self._since = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds in this epoch, those of earlier processes included."""
+        if self._since is None or not self.mid_epoch:
+            return self._elapsed
+        return self._elapsed + time.perf_counter() - self._since
 
     def weigh(self, kl_weight: float) -> None:
         """Takes note of the weight of a batch."""
@@ -91,9 +112,9 @@ class Moment:
             **stepper.state_dict(),
             "data": plate_state(plan.data),
             "history": state.history.state_dict(),
-            "callbacks": {name: c.state_dict() for name, c in _named(plan.callbacks)},
+            "callbacks": self._states_of(plan.callbacks),
             "moment": {
-                "epoch": state.epoch,
+                "epoch": state.epoch - self.announced,
                 "step": state.step,
                 "batch": state.batch,
                 "stop": state.stop,
@@ -123,7 +144,7 @@ class Moment:
         total, count = saved["norms"]
         self._norms = total, count
         self.averager.load_state_dict(saved["averager"])
-        self.elapsed, self.kl_weight = saved["elapsed"], saved["kl_weight"]
+        self._elapsed, self.kl_weight = saved["elapsed"], saved["kl_weight"]
         self._weighted, self.val_seed = saved["weighted"], saved["val_seed"]
         self.shuffle.set_state(saved["shuffle"])
         self._start, self.rng = saved["start"], saved["rng"]
@@ -134,15 +155,33 @@ class Moment:
             plan.schedule.load_state_dict(saved["schedule"])
         restore_rng(self.rng)
 
-    def load_callbacks(self, saved: Mapping[str, Any], callbacks: Iterable[Callback]) -> None:
+    def keep_callbacks(self, saved: Mapping[str, Any]) -> None:
+        """Keeps their state until they have started."""
+        self._callbacks = dict(saved["callbacks"])
+
+    def load_callbacks(self, callbacks: Iterable[Callback], state: FitState) -> None:
         """Gives callbacks their state back; one that is new starts afresh."""
-        for name, callback in _named(callbacks):
-            if name in saved["callbacks"]:
-                callback.load_state_dict(saved["callbacks"][name])
+        named, saved = numbered(callbacks), self._callbacks or {}
+        self._callbacks = None
+        for name, callback in named:
+            if name in saved:
+                callback.load_state_dict(saved[name])
+        # with more patience than before, or without early stopping, training goes on
+        waiting = [callback for _, callback in named if isinstance(callback, EarlyStopping)]
+        if state.stop == EARLY and not any(callback.exhausted for callback in waiting):
+            state.stop = None
+
+    def _states_of(self, callbacks: Iterable[Callback]) -> dict[str, Any]:
+        if self._callbacks is not None:
+            return self._callbacks
+        return {name: callback.state_dict() for name, callback in numbered(callbacks)}
 
 
-def resumed(path: Path, stepper: Stepper, plan: Plan) -> Checkpoint:
+def resumed(path: Path, stepper: Stepper, plan: Plan) -> tuple[Checkpoint, Options]:
     """Reads a checkpoint and puts parameters, estimators and optimizer where it left them.
+
+    Returns:
+        The checkpoint, and the options that were given, to be settled with its own.
 
     Raises:
         CheckpointError: no good checkpoint, another program, or other data.
@@ -166,8 +205,9 @@ def resumed(path: Path, stepper: Stepper, plan: Plan) -> Checkpoint:
         refuse_other_program(found, stepper.parameters.tensors())
         if plan.schedule is not None:
             plan.schedule.attach(stepper.built_optimizer)
+        given = options_of(plan, stepper)
         stepper.load_state_dict(found.state)
-    return found
+    return found, given
 
 
 def _declare_parameters(found: Checkpoint, stepper: Stepper, plan: Plan) -> None:
@@ -236,6 +276,17 @@ def _warn_of_other_machine(metadata: Mapping[str, Any]) -> None:
         )
 
 
+@contextmanager
+def only_looking(batches: Batches) -> Iterator[None]:
+    """Puts every generator back that a look at the data moves."""
+    before = _states(batches)
+    with preserved_rng():
+        try:
+            yield
+        finally:
+            _set_states(batches, before)
+
+
 def _states(batches: Batches | None) -> list[Tensor]:
     return [] if batches is None else [g.get_state() for g in batches.generators()]
 
@@ -244,14 +295,3 @@ def _set_states(batches: Batches | None, states: Iterable[Tensor]) -> None:
     generators = [] if batches is None else batches.generators()
     for generator, state in zip(generators, states, strict=False):  # validation may be new
         generator.set_state(state)
-
-
-def _named(callbacks: Iterable[Callback]) -> list[tuple[str, Callback]]:
-    """Callbacks by class and number, so that another order or a new one does no harm."""
-    counts: dict[str, int] = {}
-    named = []
-    for callback in callbacks:
-        kind = type(callback).__name__
-        counts[kind] = counts.get(kind, 0) + 1
-        named.append((f"{kind}{counts[kind]}", callback))
-    return named

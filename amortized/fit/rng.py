@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
         return
     with preserved_rng():
-        pyro.set_rng_seed(seed)
+        pyro.set_rng_seed(operator.index(seed))  # numpy's integers too
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Final, Literal, final
 
 import torch
@@ -34,8 +35,7 @@ class KLWeight:
     """
 
     def __init__(self, weight: float | Callable[[int], float], warmup: int | None = None) -> None:
-        if not callable(weight):
-            _refuse_bad_weight(weight, "")
+        weight = weight if callable(weight) else _refuse_bad_weight(weight, "")
         if warmup is not None and warmup < 1:
             raise UsageError(f"n_epochs_kl_warmup={warmup}: expected at least 1, or None")
         self.weight, self.warmup = weight, warmup
@@ -58,7 +58,7 @@ class KLWeight:
 
 
 def _refuse_bad_weight(weight: Any, where: str) -> float:
-    if not isinstance(weight, int | float) or not (math.isfinite(weight) and weight >= 0):
+    if not isinstance(weight, Real) or not (math.isfinite(weight) and float(weight) >= 0):
         raise UsageError(f"kl_weight={weight!r}{where}: expected a number of at least 0")
     return float(weight)
 

@@ -18,9 +18,10 @@ from amortized.errors import UsageError
 from amortized.fit import checkpoint
 from amortized.fit.callbacks import Callback, FitState
 from amortized.fit.checkpoint import Checkpoint
+from amortized.fit.compiled.steps import COMPILE, Compile
 from amortized.fit.data import as_batches
 from amortized.fit.device import device_of
-from amortized.fit.evaluate import Evaluation
+from amortized.fit.evaluate import Evaluation, rows_at_once
 from amortized.fit.history import History
 from amortized.fit.loggers import Logger
 from amortized.fit.loop import Loop
@@ -31,7 +32,7 @@ from amortized.fit.recovery import Policy
 from amortized.fit.resume import plate_state, refuse_other_program
 from amortized.fit.rng import preserved_rng, seeded
 from amortized.fit.schedule import Interval, KLWeight, SchedulerFactory, schedule_of
-from amortized.fit.step import COMPILE, Compile, Stepper
+from amortized.fit.step import Stepper
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
 
@@ -58,9 +59,12 @@ class SVI:
             size of the data set; by default the sole outermost plate that holds observations.
         validate: Pyro's checks at every step, not only at the first (a third slower).
         device: where the pair is moved; ``"auto"`` takes a GPU if there is one, None leaves it.
-        compile: ``"graph"`` captures the step at the second batch of each shape and replays it:
-            about twice as fast where networks are small. The programs must do the same at every
-            step; replays are compared with the eager step at the start and now and then.
+        compile: ``"graph"`` captures the step at the second batch of each shape and replays it, bit
+            for bit the same and three times as fast where networks are small; ``"inductor"`` has
+            torch's compiler compile it, which takes seconds and needs a C++ compiler; ``"auto"``
+            does what pays for itself in the steps to come; ``"off"`` runs the programs each time.
+            Captured programs must do the same at every step: replays are compared with them at the
+            start and now and then.
 
     Raises:
         UsageError: an argument of another kind.
@@ -91,7 +95,7 @@ class SVI:
         data_plate: str | DataPlate | None = None,
         validate: bool = False,
         device: str | torch.device | None = None,
-        compile: Compile = "off",
+        compile: Compile = "auto",
     ) -> None:
         if compile not in COMPILE:
             raise UsageError(f"compile={compile!r}: expected one of {', '.join(COMPILE)}")
@@ -243,7 +247,7 @@ class SVI:
         """
         batches = as_batches(train, batch_size)
         if self._asked.size is None:
-            self._data = DataPlate(self._asked.name, batches.size)
+            self._data = DataPlate(self._asked.name, batches.size, counted=True)
         if device is not None:
             self._stepper.to(device_of(device))
         chosen = in_order(callbacks, logger)
@@ -331,7 +335,7 @@ class SVI:
         test: Any,
         num_particles: int = 100,
         *,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         seed: int | None = None,
         max_rows: int = 8192,
     ) -> dict[str, float]:
@@ -346,21 +350,25 @@ class SVI:
         Args:
             test: data as for `fit`.
             num_particles: K, draws for each data point.
-            batch_size: data points at a time.
+            batch_size: data points at a time; None: 128, or more where the particles are few. Not
+                for a DataLoader.
             seed: for the noise of this call; the global generators are restored after.
-            max_rows: particles times data points at a time, which bounds memory.
+            max_rows: particles times data points at a time. Where so many do not fit into the
+                memory that is free, fewer are taken, with other noise of the same law.
 
         Returns:
             ``elbo``, ``reconstruction``, ``kl``, ``log_evidence`` where there is one,
             ``num_particles``, and ``per_datum`` (False: the numbers are totals).
         """
-        batches = as_batches(test, batch_size)
+        rows = rows_at_once(num_particles, max_rows) if batch_size is None else batch_size
+        batches = as_batches(test, rows)
         size = batches.size if self._data.size is None else self._data.size
         data = DataPlate(self._data.name, size)
+        evaluation = Evaluation(self._stepper, data, num_particles=num_particles, max_rows=max_rows)
         with seeded(seed):
-            return Evaluation(
-                self._stepper, data, num_particles=num_particles, max_rows=max_rows
-            ).run(batches)
+            return evaluation.run(
+                batches, divide=batch_size is None and batches.rows_asked() is not None
+            )
 
     def __repr__(self) -> str:
         """One line."""

@@ -56,7 +56,12 @@ class Averager:
         self.local |= terms.local
         for name, value in terms.values.items():
             total = self._totals.get(name)
-            self._totals[name] = value * weight if total is None else total + value * weight
+            # in float64, where the device has it: single precision loses an epoch of 10^5 batches
+            self._totals[name] = (
+                (value if value.device.type == "mps" else value.double()) * weight
+                if total is None
+                else total.add(value, alpha=weight)
+            )
 
     def means(self) -> dict[str, float]:
         """As Python floats; a site that some batches lack counts as zero there."""

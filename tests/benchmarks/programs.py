@@ -64,6 +64,31 @@ class MixtureGuide(PyroModule):
             pyro.sample("z", dist.Normal(loc, softplus(scale)).to_event(1))
 
 
+class BernoulliModel(PyroModule):
+    """A sigmoid belief network with one layer."""
+
+    def __init__(self, pixels: int, units: int) -> None:
+        super().__init__()
+        self.top, self.out = nn.Parameter(torch.zeros(units)), nn.Linear(units, pixels)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Bernoulli(logits=self.top).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.out(b)).to_event(1), obs=x)
+
+
+class BernoulliGuide(PyroModule):
+    """A linear map of the pixels."""
+
+    def __init__(self, pixels: int, units: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(pixels, units)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("b", dist.Bernoulli(logits=self.up(x)).to_event(1))
+
+
 class BinaryModel(PyroModule):
     """A sigmoid belief network with two layers."""
 

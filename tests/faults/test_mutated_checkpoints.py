@@ -169,7 +169,8 @@ def omit_metadata(folder: Path, rng: random.Random, marker: Path) -> None:
 
 
 def claim_another_format(folder: Path, rng: random.Random, marker: Path) -> None:
-    seal(folder, format_version=rng.choice([0, 2, 3, 10**30, -1]))
+    newest = checkpoint.FORMAT_VERSION
+    seal(folder, format_version=rng.choice([0, newest + 1, newest + 2, 10**30, -1]))
 
 
 def nest_metadata(folder: Path, rng: random.Random, marker: Path) -> None:

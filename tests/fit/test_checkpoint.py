@@ -26,7 +26,7 @@ import torch
 from amortized.errors import CheckpointError
 from amortized.fit import checkpoint
 from amortized.fit import checkpoint_files as files
-from amortized.fit.checkpoint import listed, migrate, newest, prune, read, write
+from amortized.fit.checkpoint import about, listed, migrate, newest, prune, read, write
 from amortized.fit.checkpoint_metadata import write_metadata
 from tests.fit.saved import names, same, save, state_of
 
@@ -49,7 +49,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for found in (read(path), read(str(path)), read(path.parent), newest(path.parent)):
         assert found.path == path and same(found.state, state_of(3))
         about = found.metadata
-        assert (about["format_version"], about["step"], about["epoch"]) == (2, 3, 1)
+        assert (about["format_version"], about["step"], about["epoch"]) == (3, 3, 1)
         assert about["metrics"] == {"val_loss": 0.125}
         assert about["config"] == {"lr": 1e-3, "hidden": [64, 8], "name": "vae"}
         assert about["fingerprint"]["parameters"]["decoder.weight"] == ["float32", [6, 4]]
@@ -523,6 +523,33 @@ def test_files_of_every_format_are_read(version: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("version", range(1, checkpoint.FORMAT_VERSION + 1))
+def test_the_metadata_of_every_format_are_read_alone(
+    version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = STORED / f"version-{version}" / "step-00000003"
+    expected = read(path).metadata
+    for name in ("_read_state", "_opened_state"):
+        monkeypatch.setattr(checkpoint, name, None)
+    assert about(path) == expected
+
+
+def test_a_damaged_state_is_seen_if_asked(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    assert about(path, whole=True) == read(path).metadata
+    (path / "state.pt").write_bytes(b"")
+    assert about(path)["step"] == 1
+    with pytest.raises(
+        CheckpointError, match=r"step-00000001: state\.pt differs from its checksum"
+    ):
+        about(path, whole=True)
+    (path / "metadata.json").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-00000001: metadata\.json holds no dict"):
+        about(path)
+    with pytest.raises(CheckpointError, match=r"step-00000002: metadata\.json is missing"):
+        about(tmp_path / "step-00000002")
+
+
 def rename(state: checkpoint.State, metadata: Any) -> tuple[checkpoint.State, Any]:
     return {"networks": state["parameters"]}, metadata | {"config": {"from": 1}}
 
@@ -574,8 +601,8 @@ def test_metadata_are_checked_after_migrations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 3)
-    monkeypatch.setattr(checkpoint, "_MIGRATIONS", {2: lambda s, m: (s, {"format_version": 2})})
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 4)
+    monkeypatch.setattr(checkpoint, "_MIGRATIONS", {3: lambda s, m: (s, {"format_version": 3})})
     with pytest.raises(CheckpointError, match="its metadata lack 'versions'"):
         read(path)
 
@@ -585,11 +612,12 @@ def test_a_newer_format_is_refused_by_both_versions(
 ) -> None:
     save(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT_VERSION", 3)
+        patch.setattr(checkpoint, "FORMAT_VERSION", 4)
         newer = save(tmp_path, 2)
-        assert read(newer).metadata["format_version"] == 3
-    message = r"its format version is 3; this version of amortized reads versions up to 2: upgrade"
-    with pytest.raises(CheckpointError, match=message):
-        read(newer)
+        assert read(newer).metadata["format_version"] == 4
+    message = r"its format version is 4; this version of amortized reads versions up to 3: upgrade"
+    for reader in (read, about):
+        with pytest.raises(CheckpointError, match=message):
+            reader(newer)
     with pytest.warns(UserWarning, match=message):
         assert newest(tmp_path).metadata["step"] == 1

@@ -18,6 +18,7 @@ from amortized.fit.checkpoint_values import (
     differences,
     fingerprint,
     json_value,
+    number_of,
     storable,
 )
 from tests.fit.saved import same, state_of
@@ -204,6 +205,14 @@ def test_endless_values_are_refused() -> None:
 def test_json_values_are_what_json_gives_back() -> None:
     value = {"a": (1, 2.5), "b": [None, True], "c": OrderedDict(d="é")}
     assert json_value(value, "config") == {"a": [1, 2.5], "b": [None, True], "c": {"d": "é"}}
+
+
+def test_what_json_has_no_number_for_is_named_and_read_back() -> None:
+    values = [math.inf, -math.inf, np.float32(math.inf), np.float64(math.nan)]
+    named = json_value(values, "config")
+    assert named == ["inf", "-inf", "inf", "nan"]
+    assert [repr(number_of(name)) for name in named] == ["inf", "-inf", "inf", "nan"]
+    assert [number_of(other) for other in ("infinity", 2, None)] == ["infinity", 2, None]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from torch.utils.data import (
     random_split,
 )
 
+import amortized as am
 from amortized.errors import UsageError
 from amortized.fit.data import as_batches, batch_length
+from tests.fit import tiny
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -89,6 +93,62 @@ def test_a_split_of_tensors_is_sliced() -> None:
     assert batches.size == 6 and torch.equal(rows, x[part.indices])
 
 
+def test_a_split_shares_the_memory_of_the_whole() -> None:
+    x = torch.arange(10.0)
+    part, _ = random_split(TensorDataset(x), [6, 4], generator=generator())
+    batches = as_batches(part, 6)
+    x.neg_()
+    assert torch.equal(next(batches.epoch())[0], x[part.indices])
+    found = next(batches.epoch(generator()))[0]
+    assert sorted(found.tolist()) == sorted(x[part.indices].tolist())
+
+
+def test_the_order_is_that_of_a_permutation_of_torch() -> None:
+    found = torch.cat(list(as_batches(torch.arange(100), 7).epoch(generator(3))))
+    after = generator(3)
+    assert torch.equal(found, torch.randperm(100, generator=after))
+    ours = generator(3)
+    list(as_batches(torch.arange(100), 7).epoch(ours))
+    assert torch.equal(ours.get_state(), after.get_state())
+
+
+def test_a_file_larger_than_memory_is_read_by_rows(tmp_path: Path) -> None:
+    rows, width = 2**18, 2**18  # 256 GiB, of which the file system stores nothing
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(4 * rows * width)
+    x = np.memmap(path, np.float32, "r", shape=(rows, width))
+    batches = as_batches({"x": x, "y": np.arange(rows)}, 2)
+    assert batches.size == rows
+    for epoch in (batches.epoch(), batches.epoch(generator())):
+        batch = next(epoch)
+        assert batch["x"].shape == (2, width) and batch["x"].dtype == torch.float32
+    assert batches.peek(1)["x"].shape == (1, width)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_training_on_a_file_is_training_on_its_numbers(mode: str, tmp_path: Path) -> None:
+    x = tiny.data(40).float()
+    path = tmp_path / "x"
+    x.numpy().tofile(path)
+    histories = []
+    for data in (x, np.memmap(path, np.float32, mode)):
+        svi = am.SVI(tiny.local_model, tiny.param_guide, lr=0.1)
+        found = svi.fit(data, data[:8], max_epochs=2, batch_size=16, seed=0, progress=False)
+        histories.append((found["train_loss"], found["val_loss"], svi.evaluate(data, seed=1)))
+    assert histories[0] == histories[1]
+
+
+def test_not_finite_rows_of_a_file_are_named_before_training(tmp_path: Path) -> None:
+    x = tiny.data(40).float()
+    x[33] = float("nan")
+    x.numpy().tofile(tmp_path / "x")
+    svi = am.SVI(tiny.local_model, tiny.param_guide)
+    with pytest.raises(UsageError, match="NaN or infinity in row 33 of the data set"):
+        data = np.memmap(tmp_path / "x", np.float32, "r")
+        svi.fit(data, max_epochs=1, batch_size=16, progress=False)
+
+
 def test_a_loader_keeps_its_batch_size_and_its_own_size() -> None:
     loader = DataLoader(TensorDataset(torch.arange(10.0)), batch_size=5)
     batches = as_batches(loader, 3)
@@ -102,6 +162,16 @@ def test_a_stream_has_no_size() -> None:
     batches = as_batches(Stream(), 2)
     assert batches.size is None
     assert [len(b) for b in batches.epoch()] == [2, 2, 1]
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "data.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"docs/data.md, block {number}", "exec"), names)
+    assert number == 2
 
 
 def test_no_arguments_are_one_empty_batch() -> None:
@@ -125,6 +195,7 @@ def test_numpy_takes_the_default_float_and_keeps_integers() -> None:
         ("abc", 2, "found str; expected a tensor"),
         ((torch.zeros(3), [1, 2, 3]), 2, r"data\[1\]\[0\]: found int"),
         (np.array(["a"]), 2, "found an array of <U1"),
+        ({"x": torch.zeros(0)}, 2, "the data set is empty"),
     ],
 )
 def test_mistakes_are_named(data: object, batch_size: int, message: str) -> None:

@@ -4,8 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
+import amortized as am
 from amortized.errors import UsageError
+from amortized.fit import evaluate
 from amortized.fit.data import as_batches
 from amortized.fit.evaluate import Evaluation
 from amortized.fit.optimizer import GroupedOptimizer
@@ -81,13 +84,13 @@ def test_without_a_data_plate_numbers_are_totals() -> None:
 
 def test_particles_of_the_objective_count(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    terms = Stepper.terms
+    evaluated = Stepper.evaluated
 
     def counted(self, batch, data):
         calls.append(len(batch))
-        return terms(self, batch, data)
+        return evaluated(self, batch, data)
 
-    monkeypatch.setattr(Stepper, "terms", counted)
+    monkeypatch.setattr(Stepper, "evaluated", counted)
     loss = VariationalLoss(ELBO(num_particles=4))
     run(tiny.global_model, tiny.point_guide(0.5), tiny.data(6), 8, loss=loss, batch_size=4)
     assert calls == [4, 4, 2, 2]
@@ -103,6 +106,159 @@ def test_programs_that_cannot_broadcast_are_evaluated_one_by_one(vectorize: bool
     x = tiny.data(5)
     found = run(model, tiny.exact_guide, x, 3, loss=VariationalLoss(vectorize=vectorize))
     assert found["log_evidence"] == pytest.approx(tiny.log_evidence(x), abs=1e-9)
+
+
+def narrow(limit, seen):
+    """`tiny.local_model` on a machine that holds at most so many latents at a time."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            seen.append(z.numel())
+            if z.numel() > limit:
+                message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+                raise RuntimeError(message)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return model
+
+
+def point(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Delta(0.3 * x))
+
+
+@pytest.mark.parametrize("limit", [100, 16, 7, 1])
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("guide", [point, tiny.exact_guide], ids=["point", "exact"])
+def test_numbers_do_not_depend_on_how_memory_divides_them(limit, vectorize, guide) -> None:
+    x, seen = tiny.data(40), []
+    whole = run(tiny.local_model, guide, x, 12)
+    loss = VariationalLoss(vectorize=vectorize)
+    found = run(narrow(limit, seen), guide, x, 12, loss=loss)
+    keys = ("elbo", "reconstruction", "kl") if guide is point else ("elbo", "log_evidence")
+    assert {key: found[key] for key in keys} == pytest.approx({key: whole[key] for key in keys})
+    assert found.keys() == whole.keys() and found["num_particles"] == 12
+    if vectorize and limit == 100 and guide is not point:  # 6 particles of 16 rows
+        assert max(size for size in seen if size <= limit) == 96
+    # after the first failures what fitted is kept
+    assert sum(size > limit for size in seen) < 12
+
+
+def test_the_evidence_of_particles_in_parts_is_that_of_all() -> None:
+    def prior(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = tiny.data(40)
+    found = run(narrow(1000, []), prior, x, 3000)
+    assert found["log_evidence"] == pytest.approx(tiny.log_evidence(x), abs=0.01)
+
+
+def test_one_data_point_that_does_not_fit_fails_as_torch_says() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        run(narrow(0, []), tiny.exact_guide, tiny.data(4), 3)
+
+
+def test_other_failures_are_not_tried_again() -> None:
+    calls = []
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            if z.ndim == 1 and len(calls) > 8:
+                raise RuntimeError("a mistake")
+            calls.append(z.shape)
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run(model, tiny.exact_guide, tiny.data(400), 3, loss=VariationalLoss(vectorize=False))
+
+
+def test_global_latents_are_evaluated_in_parts() -> None:
+    def model(x):
+        if len(x) > 4:
+            raise MemoryError
+        tiny.global_model(x)
+
+    x = tiny.data(40)
+    whole = run(tiny.global_model, tiny.point_guide(0.5), x, 2)
+    assert run(model, tiny.point_guide(0.5), x, 2) == pytest.approx(whole)
+
+
+def test_validation_is_divided_as_memory_asks() -> None:
+    sizes = []
+
+    def model(x):
+        if not torch.is_grad_enabled():
+            sizes.append(len(x))
+            if len(x) > 10:
+                raise MemoryError
+        tiny.global_model(x)
+
+    x, found = tiny.data(40), []
+    for program in (model, tiny.global_model):
+        svi = am.SVI(program, tiny.point_guide(0.5))
+        val = DataLoader(TensorDataset(x), batch_size=40)
+        found.append(svi.fit(x[:8], val, max_epochs=2, seed=0, progress=False, check=False))
+    assert found[0]["val_loss"] == pytest.approx(found[1]["val_loss"], abs=1e-12)
+    assert sizes.count(40) == 1 and sizes.count(10) >= 8
+
+
+def test_totals_are_not_put_together_from_parts() -> None:
+    def model(x):
+        if len(x) > 4:
+            raise MemoryError
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(m, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    with pytest.raises(UsageError, match="a batch of 8 rows does not fit into memory, and without"):
+        run(model, tiny.point_guide(0.5), tiny.data(8), 2)
+
+
+def test_a_run_takes_at_most_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, seen = tiny.data(40), []
+    run(narrow(math.inf, seen), tiny.exact_guide, x, 50)
+    assert max(seen) == 50 * 16
+    monkeypatch.setattr(evaluate, "free_bytes", lambda device: 64_000)
+    for numbers in (few := [], fewer := []):
+        found = run(narrow(math.inf, numbers), tiny.exact_guide, x, 50)
+        assert found["log_evidence"] == pytest.approx(tiny.log_evidence(x))
+        monkeypatch.setattr(evaluate, "free_bytes", lambda device: 32_000)
+    # a row of a particle takes some 8-byte numbers: the draw, densities, their sums
+    assert 50 * 16 > max(few) > max(fewer) >= 16 and max(few) <= 64_000 // 2 // 8 // 3
+
+
+def test_rows_are_divided_beforehand_only_where_their_number_is_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluate, "free_bytes", lambda device: 4_000)
+    x = tiny.data(400)
+    svi = am.SVI(tiny.local_model, tiny.param_guide)
+    svi.step(x)
+    found = {}
+    for name, data, batch_size in (("ours", x, None), ("asked", x, 100), ("own", loader(x), None)):
+        seen = []
+        monkeypatch.setattr(svi._stepper, "model", narrow(math.inf, seen))
+        assert svi.evaluate(data, 1, batch_size=batch_size, seed=0)["per_datum"]
+        found[name] = set(seen)
+    assert found["asked"] == {100} and found["own"] == {80}
+    # one look at 128 rows first
+    assert max(found["ours"] - {128}) < 80 and 400 not in found["ours"]
+
+
+def loader(x):
+    return DataLoader(TensorDataset(x), batch_size=80)
+
+
+def test_few_particles_take_many_rows() -> None:
+    x, seen = tiny.data(1000), []
+    svi = am.SVI(narrow(math.inf, seen), tiny.param_guide)
+    svi.evaluate(x, 1)
+    assert max(seen) == 1000
+    seen.clear()
+    svi.evaluate(x, 64)
+    assert max(seen) == 64 * 128
 
 
 @pytest.mark.parametrize("name", ["num_particles", "max_rows"])

@@ -188,6 +188,16 @@ def test_the_last_or_the_best(tmp_path, options, step: int) -> None:
         assert torch.equal(tensor, expected[name])
 
 
+def test_only_the_best_is_read_whole(tmp_path, monkeypatch) -> None:
+    saved_with_scores(tmp_path, [3.0, 1.0, 2.0])
+    loaded, real = [], torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda file, **o: loaded.append(file.name) or real(file, **o)
+    )
+    am.load(tmp_path, functions(), batch=tiny.data(4), which="best", monitor="score")
+    assert loaded == [str(tmp_path / "step-00000010" / "state.pt")]
+
+
 def test_a_damaged_one_is_not_the_best(tmp_path) -> None:
     saved_with_scores(tmp_path, [3.0, 1.0, 2.0])
     (tmp_path / "step-00000010" / "state.pt").write_bytes(b"")

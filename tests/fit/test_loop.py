@@ -1,13 +1,15 @@
 import itertools
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import amortized as am
-from amortized.errors import DataError, NonFiniteError, UsageError
+from amortized.errors import DataError, NonFiniteError, ProgramError, UsageError
 from amortized.fit import checkpoint
 from amortized.fit.callbacks import Callback, EarlyStopping, FitState
 from amortized.fit.data import as_batches
@@ -18,7 +20,7 @@ from amortized.fit.step import Stepper
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
 from tests.fit import tiny
-from tests.fit.harness import Do, Stop, fit, pair, stop
+from tests.fit.harness import Do, Stop, fit, pair, poison, stop
 from tests.fit.test_resume import everything, noisy, same
 
 
@@ -160,6 +162,35 @@ def test_a_non_finite_loss_names_epoch_and_step() -> None:
     ):
         loop(plan(max_epochs=3, callbacks=[Poison(), recorder])).run()
     assert recorder.calls[-1] == "on_exception"
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_the_programs_refuse_says_where_training_stood(batch: int, policy: str) -> None:
+    """Parameters that are NaN at the first step, or later where every step is validated."""
+    svi = pair(validate=True)
+    svi.describe(tiny.data(4))
+    if batch == 1:
+        poison(FitState(svi._stepper.parameters, am.History()))
+    message = rf"^epoch 1, batch {batch}, step {batch}: .*refuses.*nan"
+    with pytest.raises(ProgramError, match=message):
+        fit(svi, max_epochs=2, non_finite=policy, callbacks=[Do(poison, batch - 1)])
+
+
+def test_what_the_programs_refuse_at_their_first_run_says_so_too() -> None:
+    def guide(x) -> None:
+        loc = pyro.param("loc", torch.tensor(math.nan))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    with pytest.raises(ProgramError, match=r"^epoch 1, batch 1, step 1: .*refuses.*nan"):
+        fit(am.SVI(tiny.local_model, guide), max_epochs=1)
+
+
+def test_what_the_programs_refuse_in_validation_says_so() -> None:
+    poisoned = Do(poison, 5)
+    with pytest.raises(ProgramError, match=r"^epoch 1, validation batch 1: .*refuses"):
+        fit(pair(validate=True), None, tiny.data(9), max_epochs=2, callbacks=[poisoned])
 
 
 @pytest.mark.parametrize(

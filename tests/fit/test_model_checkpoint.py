@@ -232,11 +232,56 @@ def test_a_folder_of_another_training_is_refused_before_the_first_step(tmp_path)
         assert part in str(caught.value)
 
 
-def test_two_trainings_in_a_row_need_two_folders(tmp_path) -> None:
-    svi, saving = noisy(), scored(tmp_path / "a")
-    run(saving, svi=svi, epochs=2)
-    with pytest.raises(CheckpointError, match="another training"):
-        run(saving, svi=svi, epochs=2)
+@pytest.mark.parametrize("same_object", [True, False])
+def test_a_second_fit_goes_on_in_the_folder_of_the_first(tmp_path, same_object: bool) -> None:
+    """Look, and train on: the newest and the best of both calls are kept."""
+    svi, saving = noisy(), scored(tmp_path)
+    run(saving, svi=svi, epochs=3, scores=[3.0, 1.0, 2.0])
+    again = saving if same_object else scored(tmp_path)
+    run(again, svi=svi, epochs=3, scores=[4.0, 5.0, 6.0])
+    assert names(tmp_path) == ["10", "25", "30"]
+    assert again.best_path == tmp_path / "step-00000010"
+    run(again, svi=svi, epochs=2, scores=[0.5, 7.0])
+    assert names(tmp_path) == ["35", "40"] and again.best_path == tmp_path / "step-00000035"
+
+
+def test_the_second_of_two_fits_in_a_folder_is_resumed_bit_for_bit(tmp_path) -> None:
+    options = {"n_epochs_kl_warmup": 2}
+    whole, cut, again = noisy(), noisy(), noisy()
+    run(scored(tmp_path / "first"), svi=whole, epochs=2)
+    run(scored(tmp_path / "cut"), svi=cut, epochs=2)
+    expected = run(scored(tmp_path / "whole"), svi=whole, epochs=3, **options)
+    with pytest.raises(Stop):
+        run(scored(tmp_path / "cut"), Do(stop, 8), svi=cut, epochs=3, **options)
+    assert names(tmp_path / "cut") == ["10", "15", "18"]
+    found = run(
+        scored(tmp_path / "cut"), svi=again, epochs=3, resume_from=tmp_path / "cut", **options
+    )
+    same(everything(whole, expected), everything(again, found))
+    run(scored(tmp_path / "cut"), svi=again, epochs=1)  # and that one may be called again
+
+
+def test_another_pair_of_the_same_process_is_another_training(tmp_path) -> None:
+    saving = scored(tmp_path)
+    run(saving, epochs=1)
+    with pytest.raises(
+        CheckpointError, match=r"another training: go on from it with fit\(resume_from"
+    ):
+        run(saving, epochs=1)
+    assert names(tmp_path) == ["05"]
+
+
+def test_a_pair_that_was_put_back_does_not_write_among_its_later_ones(tmp_path) -> None:
+    svi, saving = pair(), scored(tmp_path, keep_last=9)
+    run(saving, svi=svi, epochs=3)
+    svi.load(tmp_path / "step-00000010")
+    with pytest.raises(CheckpointError, match=r"step-00000015, .* later than where it stands"):
+        run(saving, svi=svi, epochs=1)
+
+
+def test_two_folders_for_two_fits(tmp_path) -> None:
+    svi = noisy()
+    run(scored(tmp_path / "a"), svi=svi, epochs=2)
     second = scored(tmp_path / "b")
     run(second, svi=svi, epochs=2)
     assert svi._stepper.steps == 20 and names(tmp_path / "b") == ["15", "20"]
@@ -260,7 +305,7 @@ def test_what_another_training_left_is_not_deleted_by_a_resumed_one(tmp_path) ->
 
 def test_later_ones_of_the_same_training_are_not_passed_over(tmp_path) -> None:
     run(scored(tmp_path, keep_last=9), epochs=3)
-    with pytest.raises(CheckpointError, match=r"step-00000015, .* later than what is resumed"):
+    with pytest.raises(CheckpointError, match=r"step-00000015, .* later than where it stands"):
         run(scored(tmp_path), resume_from=tmp_path / "step-00000010")
     saving = scored(tmp_path / "other")
     run(saving, resume_from=tmp_path / "step-00000010")
@@ -304,11 +349,58 @@ def test_what_is_written_beside_a_damaged_one_stays(tmp_path) -> None:
 
 def test_a_fresh_start_touches_nothing_that_it_cannot_read(tmp_path) -> None:
     """It may be another training's, damaged or of a newer format: it would be pruned."""
-    run(scored(tmp_path), epochs=1)
-    spoil(tmp_path / "step-00000005")
-    with pytest.raises(CheckpointError, match="step-00000005, which this training did not write"):
-        run(scored(tmp_path), epochs=1)
+    svi = pair()
+    run(scored(tmp_path), svi=svi, epochs=1)
+    (tmp_path / "step-00000005" / "metadata.json").write_bytes(b"{}")
+    for ours in (svi, pair()):
+        with pytest.raises(
+            CheckpointError, match=r"step-00000005, which cannot be read .* remove it"
+        ):
+            run(scored(tmp_path), svi=ours, epochs=1)
     assert names(tmp_path) == ["05"]
+
+
+def test_states_are_not_loaded_to_know_whose_they_are(tmp_path, monkeypatch) -> None:
+    """Weights may be many gigabytes."""
+    run(scored(tmp_path, keep_last=9), epochs=4)
+    loaded, real = [], torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda file, **given: loaded.append(file.name) or real(file, **given)
+    )
+    saving = scored(tmp_path, keep_last=9)
+    run(saving, resume_from=tmp_path)
+    assert loaded == [str(tmp_path / "step-00000020" / "state.pt")]
+    assert saving.best_path == tmp_path / "step-00000010"
+    with pytest.raises(CheckpointError, match="another training"):
+        run(scored(tmp_path))
+    assert len(loaded) == 1
+
+
+def test_a_damaged_one_is_not_one_of_the_last(tmp_path) -> None:
+    """It lies between the good ones, and takes the place of none."""
+    with pytest.raises(Stop):
+        run(scored(tmp_path, every_n_steps=8, save_on_exception=False, save_top_k=0), Do(stop, 9))
+    assert names(tmp_path) == ["05", "08"]
+    spoil(tmp_path / "step-00000008")
+    seen = []
+    look = Do(lambda state: seen.append(names(tmp_path)), 9, 10, 14, 15)
+    saving = scored(tmp_path, every_n_epochs=9, every_n_steps=4, save_top_k=0)
+    with pytest.warns(UserWarning, match="using step-00000005"):
+        run(saving, look, epochs=4, resume_from=tmp_path)
+    assert seen == [
+        ["05", "08", "08-v2"],
+        ["05", "08", "08-v2"],
+        ["08-v2", "12"],
+        ["08-v2", "12"],
+    ]
+    assert names(tmp_path) == ["16", "20"]
+
+
+def test_the_best_is_by_the_monitor_that_is_asked_for_now(tmp_path) -> None:
+    run(scored(tmp_path, save_top_k=3), epochs=3, scores=[3.0, 1.0, 2.0])
+    saving = scored(tmp_path, mode="max")
+    run(saving, scores=[3.0, 1.0, 2.0, 2.5], epochs=4, resume_from=tmp_path)
+    assert saving.best_path == tmp_path / "step-00000005"
 
 
 @pytest.mark.parametrize(
@@ -398,6 +490,26 @@ def test_an_error_within_a_step_is_not(tmp_path) -> None:
 
 
 # Arguments
+
+
+def test_a_monitor_that_is_misspelt_is_refused_before_the_first_step(tmp_path) -> None:
+    svi = pair()
+    message = r"ModelCheckpoint watches 'val_los'; recorded are .* mean 'val_loss'\?"
+    with pytest.raises(UsageError, match=message):
+        fit(svi, max_epochs=1, callbacks=[am.ModelCheckpoint(tmp_path / "x", "val_los")])
+    assert svi._stepper.steps == 0 and not (tmp_path / "x").exists()
+    for saving in (
+        am.ModelCheckpoint(tmp_path / "a"),  # without validation data nothing is the best
+        am.ModelCheckpoint(tmp_path / "b", "kl/z"),
+        am.ModelCheckpoint(tmp_path / "c", "none", save_top_k=0),
+    ):
+        assert fit(pair(), max_epochs=1, callbacks=[saving]).notices == []
+
+
+def test_a_monitor_that_is_never_recorded_is_told(tmp_path) -> None:
+    history = fit(pair(), max_epochs=2, callbacks=[am.ModelCheckpoint(tmp_path, "kl/other")])
+    (notice,) = history.notices
+    assert notice.startswith("ModelCheckpoint watched 'kl/other', which was not recorded")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
@@ -77,10 +78,14 @@ def test_two_checkpoints_in_one_folder_are_refused(tmp_path) -> None:
         (10, 0.25, 2),
         (3, 0.01, 1),
         (10, 1, 1),
+        (10, np.int64(3), 3),
+        (10, np.float32(0.5), 5),
+        (None, np.int64(3), 3),
     ],
 )
 def test_a_limit_is_a_count_or_a_fraction(total, limit, expected) -> None:
-    assert limited(total, limit, "limit") == expected
+    found = limited(total, limit, "limit")
+    assert found == expected and type(found) in (int, type(None))
 
 
 @pytest.mark.parametrize(

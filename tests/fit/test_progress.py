@@ -10,9 +10,9 @@ from amortized.fit.history import History
 def drive(report: progress.Reporter, epochs: int = 3) -> None:
     history = History(epochs)
     for epoch in range(1, epochs + 1):
-        for _ in range(4):
-            report.batch(epoch, 100)
-        history.record({"train_loss": 10.0 / epoch, "val_elbo": -11.0, "kl": 2.0})
+        for step in range(4):
+            report.batch(epoch, 100, 4 * (epoch - 1) + step + 1)
+        history.record({"train_loss": 10.0 / epoch, "val_loss": 11.0, "val_elbo": -12.0, "kl": 2.0})
         report.epoch(history)
     report.close(history)
 
@@ -22,8 +22,8 @@ def test_plain_lines_are_few_and_end_with_the_last_epoch() -> None:
     drive(progress.Plain(Console(file=out), "/3"))
     lines = out.getvalue().splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("epoch 1/3  loss 10.00  val ELBO -11.00  KL 2.00  ")
-    assert lines[1].startswith("epoch 3/3  loss 3.33") and lines[1].endswith("/s")
+    assert lines[0].startswith("epoch 1/3  train_loss 10.00  val_loss 11.00  kl 2.00  ")
+    assert lines[1].startswith("epoch 3/3  train_loss 3.33") and lines[1].endswith("/s")
 
 
 def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,26 @@ def test_the_live_line_shows_the_numbers_and_stays() -> None:
     out = io.StringIO()
     drive(progress.Live(Console(file=out, force_terminal=True, width=120), "/3", 12))
     text = out.getvalue()
-    assert "epoch 3/3" in text and "loss 3.33" in text and "val ELBO -11.00" in text
+    assert "epoch 3/3" in text and "train_loss 3.33" in text and "val_loss 11.00" in text
+
+
+def test_the_weight_of_the_kl_is_shown_where_there_is_one() -> None:
+    shown = {"train_loss": 1.0, "val_loss": 2.0, "kl": 3.0, "kl_weight": 0.25}
+    assert (
+        progress.summary(shown, 5.0)
+        == "train_loss 1.00  val_loss 2.00  kl 3.00  kl_weight 0.25  5/s"
+    )
+
+
+@pytest.mark.parametrize("done", [0, 8])
+def test_the_bar_starts_where_training_stands_and_counts_steps(done: int) -> None:
+    report = progress.Live(Console(file=io.StringIO(), force_terminal=True), "/3", 12, done)
+    (task,) = report._progress.tasks
+    assert (task.completed, task.total) == (done, 12)
+    for step in (done, done, done + 1):  # of three batches, two were gathered for one step
+        report.batch(1, 100, step)
+    assert task.completed == done + 1
+    report.close(History())
 
 
 def test_a_live_line_of_nothing_is_harmless() -> None:

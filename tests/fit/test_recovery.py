@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import amortized as am
 from amortized.errors import NonFiniteError, UsageError
+from amortized.fit.checkpoint import read
 from amortized.fit.recovery import recovery_of
 from tests.fit import tiny
 from tests.fit.harness import BATCH, SIZE, Do, Stop, fit, in_order, pair, stop
@@ -452,6 +453,48 @@ def test_a_resumed_training_can_go_back_at_once(tmp_path) -> None:
     assert history["rollbacks"] == [1.0, 1.0] and history["lr"] == [0.05, 0.025]
     with pytest.raises(NonFiniteError, match="rolled back 2 times"):
         fit(still(), callbacks=[Do(spoil, 4, 5)], resume_from=tmp_path, **options)
+
+
+@pytest.mark.parametrize("at", [7, 8, 10, 11, 12, 13])
+@pytest.mark.parametrize("bad", [(8,), (8, 9), (12, 13)], ids=str)
+def test_a_resume_before_a_rollback_goes_back_to_the_same_moment(tmp_path, bad, at: int) -> None:
+    """The newer one or the older one, bit for bit; Adam's state goes back too."""
+    options = {"max_epochs": 4, "non_finite": "rollback", "seed": 0}
+    whole, again = still(), still()
+    expected = fit(whole, callbacks=[Do(spoil, *bad)], **options)
+    saving = am.ModelCheckpoint(tmp_path, every_n_steps=1, save_on_exception=False)
+    with pytest.raises(Stop):
+        fit(still(), callbacks=[Do(spoil, *bad), Do(stop, at + 1), saving], **options)
+    found = fit(again, callbacks=[Do(spoil, *bad)], resume_from=tmp_path, **options)
+    assert sum(value for value in found["rollbacks"] if value == value) == len(bad)
+    same(everything(whole, expected), everything(again, found))
+
+
+def test_moments_between_epochs_come_at_the_same_steps_after_a_resume(tmp_path) -> None:
+    def run(svi, *more, **given) -> am.History:
+        loader = DataLoader(tiny.data(120), 1)
+        return fit(
+            svi, loader, max_epochs=1, non_finite="rollback", seed=0, callbacks=[*more], **given
+        )
+
+    whole, again = still(), still()
+    expected = run(whole, Do(spoil, 104))
+    saving = am.ModelCheckpoint(tmp_path, every_n_steps=40)
+    with pytest.raises(Stop):
+        run(still(), Do(stop, 81), saving)
+    same(
+        everything(whole, expected),
+        everything(again, run(again, Do(spoil, 104), resume_from=tmp_path)),
+    )
+
+
+def test_a_checkpoint_holds_two_moments_and_no_more(tmp_path) -> None:
+    saving = am.ModelCheckpoint(tmp_path)
+    fit(still(), max_epochs=9, non_finite="rollback", callbacks=[saving])
+    recovery = read(tmp_path).state["moment"]["recovery"]
+    assert len(recovery["kept"]) == 2
+    fit(still(), max_epochs=9, callbacks=[am.ModelCheckpoint(tmp_path / "raise")])
+    assert "kept" not in read(tmp_path / "raise").state["moment"]["recovery"]
 
 
 def test_a_moment_with_bad_parameters_is_not_kept() -> None:

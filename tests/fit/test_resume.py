@@ -1,6 +1,7 @@
 """A training that is interrupted anywhere and resumed ends bit for bit where it would have."""
 
 import functools
+import math
 import random
 import warnings
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import amortized as am
 from amortized.errors import CheckpointError
-from amortized.fit import checkpoint
+from amortized.fit import checkpoint, loop, progress, resume
 from amortized.fit.callbacks import Callback
 from tests.fit import tiny
 
@@ -239,6 +240,103 @@ def test_more_epochs_go_on_from_the_end(tmp_path) -> None:
     first.fit(tiny.data(SIZE), max_epochs=2, callbacks=[am.ModelCheckpoint(tmp_path)], **fit)
     found = again.fit(tiny.data(SIZE), max_epochs=3, resume_from=tmp_path, **fit)
     same(everything(whole, expected), everything(again, found))
+
+
+class SaveAt(Callback):
+    """Saves once, in a hook."""
+
+    def __init__(self, folder, hook: str, epoch: int) -> None:
+        self.folder, self.hook, self.epoch = folder, hook, epoch
+
+    def __getattribute__(self, name: str):
+        if name != f"on_{super().__getattribute__('hook')}":
+            return super().__getattribute__(name)
+        return self.save
+
+    def save(self, state) -> None:
+        if state.epoch == self.epoch and not checkpoint.listed(self.folder):
+            state.save(self.folder)
+
+
+HOOKS = [
+    ("fit_start", 0),
+    ("train_epoch_start", 1),
+    ("train_epoch_start", 2),
+    ("validation_epoch_end", 2),
+    ("train_epoch_end", 1),
+    ("fit_end", 3),
+]
+
+
+@pytest.mark.parametrize("data", ["a tensor", "a loader", "a loader with its own generator"])
+@pytest.mark.parametrize(("hook", "epoch"), HOOKS, ids=str)
+def test_a_callback_may_save_in_every_hook(tmp_path, hook: str, epoch: int, data: str) -> None:
+    """Before the first batch too; nothing is passed over and nothing done twice."""
+    options = {"max_epochs": 3, "batch_size": BATCH, "progress": False, "val": tiny.data(9)}
+    options |= {"seed": 3, "scheduler": EXPONENTIAL, "check": False}
+
+    def watching() -> list[Callback]:  # after the one that saves
+        return [am.EarlyStopping("train_elbo", patience=3, mode="max")]
+
+    whole, again = noisy(), noisy()
+    expected = whole.fit(DATA[data](), callbacks=watching(), **options)
+    saving = noisy()
+    stale = watching()
+    stale[0].best, stale[0].waited = -math.inf, 2  # of an earlier training, until it starts anew
+    first = saving.fit(DATA[data](), callbacks=[SaveAt(tmp_path, hook, epoch), *stale], **options)
+    same(everything(whole, expected), everything(saving, first))
+    found = again.fit(DATA[data](), callbacks=watching(), resume_from=tmp_path, **options)
+    same(everything(whole, expected), everything(again, found))
+
+
+def test_a_save_before_the_callbacks_have_their_state_keeps_it(tmp_path) -> None:
+    """Of a training that is resumed, and resumed again from what its start had saved."""
+    options = {"max_epochs": 9, "batch_size": BATCH, "progress": False, "seed": 3}
+
+    def stopping() -> am.EarlyStopping:
+        return am.EarlyStopping("train_loss", patience=3, min_delta=100.0)
+
+    noisy().fit(
+        tiny.data(SIZE),
+        callbacks=[stopping(), am.ModelCheckpoint(tmp_path / "a")],
+        **options | {"max_epochs": 2},
+    )
+    first = SaveAt(tmp_path / "b", "fit_start", 2)
+    noisy().fit(
+        tiny.data(SIZE), callbacks=[first, stopping()], resume_from=tmp_path / "a", **options
+    )
+    found = noisy().fit(
+        tiny.data(SIZE), callbacks=[stopping()], resume_from=tmp_path / "b", **options
+    )
+    assert (found.epochs, found.stopped) == (4, "early stopped")
+
+
+def test_seconds_count_what_came_before_the_resume(tmp_path, monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(resume.time, "perf_counter", lambda: now[0])
+
+    class Tick(Callback):
+        def on_train_batch_end(self, state) -> None:
+            now[0] += 1.0
+
+    fit = {"max_epochs": 3, "batch_size": BATCH, "progress": False, "seed": 3}
+    with pytest.raises(Stop):
+        saving = am.ModelCheckpoint(tmp_path, every_n_steps=2, save_on_exception=False)
+        noisy().fit(tiny.data(SIZE), callbacks=[Tick(), StopAt(9), saving], **fit)
+    now[0] += 1000.0
+    history = noisy().fit(tiny.data(SIZE), callbacks=[Tick()], resume_from=tmp_path, **fit)
+    assert history["epoch_time"] == [6.0, 6.0, 6.0] and history.train_seconds == 18.0
+
+
+def test_the_progress_line_goes_on_where_training_stands(tmp_path, monkeypatch) -> None:
+    fit = {"batch_size": BATCH, "seed": 3}
+    saving = am.ModelCheckpoint(tmp_path)
+    noisy().fit(tiny.data(SIZE), max_epochs=2, callbacks=[saving], progress=False, **fit)
+    asked = []
+    silent = progress.Silent()
+    monkeypatch.setattr(loop, "reporter", lambda *given: asked.append(given) or silent)
+    noisy().fit(tiny.data(SIZE), max_epochs=3, resume_from=tmp_path, **fit)
+    assert asked == [(True, 3, 18, 12)]
 
 
 @pytest.mark.parametrize("left_out", ["rng", "start", "optimizer", "averager", "parameters"])

@@ -98,3 +98,13 @@ def test_the_state_of_gpus_that_are_not_there_is_left_out(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: seen.append(device))
     restore_rng(state)
     assert seen == [0, 1]
+
+
+def test_a_seed_may_be_an_integer_of_numpy() -> None:
+    found = []
+    for seed in (3, np.int64(3), np.uint8(3)):
+        with seeded(seed):  # pyright: ignore[reportArgumentType]
+            found.append(draws())
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(TypeError, match="integer"), seeded(3.5):  # pyright: ignore
+        pass

@@ -3,6 +3,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -34,6 +35,12 @@ from tests.fit.harness import BATCH, SIZE, Do, Stop, Stream, fit, pair, stop
 )
 def test_the_weight_at_a_moment(weight, warmup, moment, expected) -> None:
     assert KLWeight(weight, warmup)(**moment) == expected
+
+
+def test_the_weight_may_be_a_number_of_numpy() -> None:
+    for weight in (np.float32(0.5), lambda step: np.float64(0.5)):
+        found = KLWeight(weight)(step=0, epochs=0.0)
+        assert found == 0.5 and type(found) is float
 
 
 @pytest.mark.parametrize("wrong", [-0.1, math.nan, math.inf, "1", None, torch.tensor(1.0)])
@@ -194,6 +201,19 @@ def test_by_epoch_and_by_step() -> None:
     seen, watch = rates_seen(svi)
     fit(svi, max_epochs=1, scheduler=STEP, scheduler_interval="step", callbacks=[watch])
     assert seen == [0.8 / 2**n for n in range(1, 6)]
+
+
+def test_a_second_schedule_starts_where_the_first_one_ended() -> None:
+    halved = functools.partial(torch_schedulers.ExponentialLR, gamma=0.5)
+    svi = pair(lr=0.8)
+    first, second, third = (
+        fit(svi, max_epochs=2, scheduler=scheduler)["lr"] for scheduler in (halved, halved, None)
+    )
+    assert (first, second, third) == ([0.8, 0.4], [0.2, 0.1], [0.05, 0.05])
+    assert svi.optimizer is not None
+    for group in svi.optimizer.param_groups:
+        group["lr"] = 0.4
+    assert fit(svi, max_epochs=2, scheduler=halved)["lr"] == [0.4, 0.2]
 
 
 def test_steps_of_the_scheduler_are_those_of_the_optimizer() -> None:

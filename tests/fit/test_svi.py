@@ -239,7 +239,7 @@ def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> 
     svi = am.SVI(tiny.local_model, tiny.param_guide)
     svi.fit(tiny.data(), tiny.data(8), max_epochs=2, seed=0)
     out, err = capsys.readouterr()
-    assert out == "" and "epoch 2/2  loss" in err and "val ELBO" in err
+    assert out == "" and "epoch 2/2  train_loss" in err and "val_loss" in err
     quiet(svi, tiny.data(), max_epochs=1)
     assert capsys.readouterr() == ("", "")
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from amortized.fit.terms import Averager, Terms
@@ -10,6 +11,13 @@ def test_averages_are_weighted_by_data_and_absent_sites_count_as_zero() -> None:
     assert averager.means() == {"loss": 2.0, "kl/z": 0.5} and averager.per_datum
     averager.add(Terms({"loss": torch.tensor(2.0)}, False), 4)
     assert not averager.per_datum
+
+
+def test_the_mean_of_many_equal_numbers_is_that_number() -> None:
+    averager, value = Averager(), torch.tensor(0.1)
+    for _ in range(30_000):
+        averager.add(Terms({"loss": value}, True), 128)
+    assert averager.means()["loss"] == pytest.approx(float(value), rel=1e-9)
 
 
 def test_a_state_goes_on_where_it_was() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amortized.fit.compiled.capture import CaptureError, StepGraph, StepInputs
+from amortized.fit.rng import restore_torch, torch_state
 from amortized.programs.study import outside_generators
 
 # the replays before which a step is compared, and then every thousandth
@@ -46,18 +47,14 @@ def audit(
     Raises:
         CaptureError: they differ, or the programs draw from Python's or numpy's generator.
     """
-    for _ in range(1 if exact else _TRIALS):
-        before = outside_generators()
-        eager = graph.trial(graph.eager, inputs.tensors)
-        if outside_generators() != before:
-            raise CaptureError(
-                "the programs draw from Python's or numpy's generator, and a captured step would "
-                "repeat the same draw; use pyro.sample or torch's functions"
-            )
-        replayed = graph.trial(replay, inputs.tensors)
-        if agree(replayed, eager, exact=exact):
-            return
-        torch.rand(())  # another trial has other draws
+    state = torch_state()
+    try:
+        for _ in range(1 if exact else _TRIALS):
+            if _agrees(graph, replay, inputs, exact=exact):
+                return
+            torch.rand(())  # another trial has other draws
+    finally:
+        restore_torch(state)
     raise CaptureError(
         "its replay differs from the eager step from the same generator state: the programs depend "
         "on something that a capture holds fixed, such as a Python counter, a number that is "
@@ -65,19 +62,38 @@ def audit(
     )
 
 
-def agree(ours: Sequence[Tensor], theirs: Sequence[Tensor], *, exact: bool) -> bool:
+def _agrees(
+    graph: StepGraph, replay: Callable[..., list[Tensor]], inputs: StepInputs, *, exact: bool
+) -> bool:
+    before = outside_generators()
+    eager = graph.trial(graph.eager, inputs.tensors)
+    if outside_generators() != before:
+        raise CaptureError(
+            "the programs draw from Python's or numpy's generator, and a captured step would "
+            "repeat the same draw; use pyro.sample or torch's functions"
+        )
+    replayed = graph.trial(replay, inputs.tensors)
+    largest = max((_scale(gradient) for gradient in graph.gradients_of(eager)), default=0.0)
+    return agree(replayed, eager, exact=exact, largest=largest)
+
+
+def agree(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], *, exact: bool, largest: float = 0.0
+) -> bool:
     """Whether two results are the same: bit for bit, or to rounding on the scale of each tensor.
+
+    What cancels to nothing is left with the rounding of what went into it: ``largest`` is the scale
+    of that.
 
     >>> a, b = torch.tensor([1.0, 1e-9]), torch.tensor([1.0, 2e-9])
     >>> agree([a], [b], exact=False), agree([a], [b], exact=True)
     (True, False)
     """
-    if [value.shape for value in ours] != [value.shape for value in theirs]:
+    if [(v.shape, v.dtype) for v in ours] != [(v.shape, v.dtype) for v in theirs]:
         return False
-    pairs = list(zip(ours, theirs, strict=True))
+    pairs = zip(ours, theirs, strict=True)
     if exact:
         return all(_identical(a, b) for a, b in pairs)
-    largest = max((_scale(b) for b in theirs), default=0.0)
     return all(_close(a, b, largest) for a, b in pairs)
 
 
@@ -88,11 +104,10 @@ def _identical(ours: Tensor, theirs: Tensor) -> bool:
 def _close(ours: Tensor, theirs: Tensor, largest: float) -> bool:
     if not ours.is_floating_point():
         return torch.equal(ours, theirs)
-    finite = theirs.isfinite()
-    if not torch.equal(finite, ours.isfinite()):
+    finite = theirs.isfinite() & ours.isfinite()
+    if not _identical(ours[~finite], theirs[~finite]):
         return False
-    # sums of many terms of that scale: the square root of the unit of rounding; what cancels to
-    # nothing is left with the rounding of what went into it
+    # sums of many terms of that scale: the square root of the unit of rounding
     unit = torch.finfo(theirs.dtype).eps
     tolerance = _scale(theirs) * unit**0.5 + 100 * unit * largest
     return bool(((ours - theirs)[finite].abs() <= tolerance).all())

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from amortized.fit.compiled.tidy import tidied
 from amortized.fit.rng import restore_torch, torch_state
 from amortized.fit.terms import Terms
 from amortized.programs.records import DataPlate
+
+# what a graph returns before the gradients: loss, norm, terms
+_LEADING: Final = 3
 
 Evaluate = Callable[[Any, DataPlate, float | Tensor], Estimate]
 """The loss of a batch with its data plate, under a weight of the KL, in training mode."""
@@ -174,6 +177,10 @@ class StepGraph:
         values = [value.reshape(()) for value in terms.values.values()]
         norm = get_total_norm(gradients) if gradients else torch.zeros(())
         return [terms.values["loss"], norm, torch.stack(values), *gradients]
+
+    def gradients_of(self, returned: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients among what `eager` or a replay returned."""
+        return returned[_LEADING : _LEADING + len(self.outputs.with_gradient)]
 
     def trial(self, step: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> list[Tensor]:
         """What a step gives and where it leaves buffers; everything is put back."""

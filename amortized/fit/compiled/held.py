@@ -3,30 +3,35 @@
 A program may read an attribute, a variable that it closes over, a global or an entry of a dict:
 ``self.beta``, ``TEMPERATURE``, ``config["dropout"]``. A graph has the value that was there when it
 was captured. These places are compared before each replay, which costs a few microseconds; where
-one was changed, another graph is captured. What the programs change by themselves while they run
-(a counter of calls) is left to the audit.
+one was changed, the graph is compared with the programs again. What the programs change by
+themselves while they run (a counter of calls), and what changes all the time and never mattered, is
+left to the regular comparisons.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import numpy as np
 from torch import Tensor, nn
 
 _NUMBERS: Final = (bool, int, float, complex, str, type(None))
 _ARRAYS: Final = (Tensor, np.ndarray)
+_PLAIN: Final = (*_NUMBERS, np.generic)
 # whose functions and objects are not the user's
 _LIBRARIES: Final = frozenset(
     "torch pyro numpy amortized builtins collections functools math itertools typing".split()
 )
 _MOST: Final = 2000
 _DEEPEST: Final = 6
+# changes of one place, after which it is no longer looked at
+_RESTLESS: Final = 50
 
 
 @final
@@ -41,6 +46,7 @@ class HeldValues:
     def __init__(self, programs: list[Callable[..., Any]], modules: list[nn.Module]) -> None:
         self._names: list[str] = []
         self._reads: list[Callable[[], Any]] = []
+        self._changes: list[int] = []
         self._seen: set[int] = set()
         for module in modules:
             if not _ours(module):
@@ -68,34 +74,42 @@ class HeldValues:
     def after_run(self) -> None:
         """The programs ran: what they changed by themselves is no longer looked at."""
         now = self._now()
-        still = [i for i, value in enumerate(now) if _same(value, self._last[i])]
-        if len(still) == len(now):
+        self._keep([i for i, value in enumerate(now) if _same(value, self._last[i])])
+
+    def _keep(self, still: list[int]) -> None:
+        if len(still) == len(self._names):
             return
         self._names = [self._names[i] for i in still]
         self._reads = [self._reads[i] for i in still]
+        self._changes = [self._changes[i] for i in still]
         self._versions = [[values[i] for i in still] for values in self._versions]
         self._last = self._versions[self._current]
 
     def _note(self, now: list[Any]) -> None:
-        index = next((i for i, v in enumerate(now) if not _same(v, self._last[i])), None)
-        if index is None:
+        changed = [i for i, value in enumerate(now) if not _same(value, self._last[i])]
+        if not changed:
             self._last = now
             return
-        then, value = self._last[index], now[index]
-        self.changed = f"{self._names[index]} was {then!r} and is {value!r}"
-        if isinstance(then, _ARRAYS) or isinstance(value, _ARRAYS):
-            self.changed = f"{self._names[index]} holds another tensor"
+        then, value = self._last[changed[0]], now[changed[0]]
+        self.changed = f"{self._names[changed[0]]} was {then!r} and is {value!r}"
+        if not isinstance(then, _PLAIN) or not isinstance(value, _PLAIN):
+            tensor = isinstance(then, _ARRAYS) or isinstance(value, _ARRAYS)
+            kind = "tensor" if tensor else type(then).__name__
+            self.changed = f"{self._names[changed[0]]} holds another {kind}"
+        for index in changed:
+            self._changes[index] += 1
         known = (i for i, values in enumerate(self._versions) if all(map(_same, values, now)))
         self._current = next(known, len(self._versions))
         if self._current == len(self._versions):
             self._versions.append(now)
         self._last = now
+        self._keep([i for i, count in enumerate(self._changes) if count < _RESTLESS])
 
     def _now(self) -> list[Any]:
         return [read() for read in self._reads]
 
     def _visit(self, value: Any, path: str, depth: int) -> None:
-        if depth > _DEEPEST or id(value) in self._seen or isinstance(value, _NUMBERS + _ARRAYS):
+        if depth > _DEEPEST or id(value) in self._seen or isinstance(value, _PLAIN + _ARRAYS):
             return
         self._seen.add(id(value))
         if isinstance(value, nn.Module):
@@ -115,17 +129,29 @@ class HeldValues:
             self._entries(value, dict(enumerate(value)), path, depth)
         elif _is_users(value):
             self._entries(vars(value), vars(value), path, depth)
-            self._visit(vars(type(value)).get("__call__"), path, depth + 1)
+            self._class(value, path, depth)
 
     def _module(self, module: nn.Module, path: str) -> None:
         self._seen.add(id(module))
         held = {k: v for k, v in vars(module).items() if k not in ("training", "_modules")}
         buffers = held.pop("_buffers", {})
-        held = {k: v for k, v in held.items() if not (k.startswith("_") and isinstance(v, dict))}
+        torchs = (dict, set) if not _from_library(type(module)) else object
+        held = {k: v for k, v in held.items() if not (k[0] == "_" and isinstance(v, torchs))}
         self._entries(vars(module), held, path, 0)
         self._entries(buffers, buffers, path, 0)
-        if not _from_library(type(module)):
-            self._visit(getattr(type(module), "forward", None), f"{path}.forward", 1)
+        self._class(module, path, 0)
+
+    def _class(self, owner: Any, path: str, depth: int) -> None:
+        """Numbers of the user's class, and what its methods look up."""
+        for base in type(owner).__mro__:
+            if _from_library(base):
+                continue
+            for name, value in vars(base).items():
+                if isinstance(value, FunctionType):
+                    self._visit(value, f"{path}.{name}", depth + 1)
+                elif isinstance(value, _NUMBERS) and not name.startswith("__"):
+                    place = ChainMap[str, Any](vars(owner), cast(Any, vars(base)))
+                    self._place(place, name, value, f"{path}.{name}", depth)
 
     def _function(self, function: FunctionType, path: str, depth: int) -> None:
         if _from_library(function):
@@ -147,18 +173,22 @@ class HeldValues:
     def _place(self, owner: Any, key: Any, value: Any, path: str, depth: int) -> None:
         if isinstance(value, ModuleType | type) or len(self._names) >= _MOST:
             return
-        if isinstance(value, _NUMBERS + _ARRAYS):
-            self._names.append(path)
-            self._reads.append(_reader(owner, key))
-        else:
+        self._names.append(path)
+        self._reads.append(_reader(owner, key))
+        self._changes.append(0)
+        if not isinstance(value, _PLAIN):
             self._visit(value, path, depth + 1)
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Numbers and names are compared; a tensor or an array is the same only as itself."""
+    """Numbers and names are compared; a tensor or an object is the same only as itself."""
     if value is other:
         return True
-    return type(value) is type(other) and isinstance(value, _NUMBERS) and value == other
+    if type(value) is not type(other):
+        return False
+    if isinstance(value, tuple):
+        return len(value) == len(other) and all(map(_same, value, other))
+    return isinstance(value, _PLAIN) and bool(value == other)
 
 
 def _reader(owner: Any, key: Any) -> Callable[[], Any]:

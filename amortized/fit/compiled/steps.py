@@ -34,8 +34,8 @@ _RARE: Final = 200
 _LOOK: Final = 25
 # a graph holds its constants: of more signatures than these, the later ones stay eager
 _MOST_GRAPHS: Final = 64
-# so many values of what a capture holds fixed have a graph each
-_MOST_VERSIONS: Final = 8
+# so many graphs for one signature, as what a capture holds fixed is changed
+_MOST_VARIANTS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ class Signature:
     """Steps of one signature: how many there were, and what serves them."""
 
     name: str
+    variants: list[Signature] = field(repr=False)
+    """Those of the same signature, this one included: each with other values held fixed."""
+    versions: set[int] = field(default_factory=set)
+    """The values under which the graph was seen to do what the programs do."""
     seen: int = 0
     ran: bool = False
     """In this process, as the programs are written."""
@@ -71,8 +75,12 @@ class Signature:
     """The state at the last comparison that held."""
     watch: Stopwatch = field(default_factory=Stopwatch)
 
+    def __post_init__(self) -> None:
+        self.variants.append(self)
+
     def forget(self) -> None:
         """Drops what was captured."""
+        self.versions.clear()
         self.graph = self.replay = self.compiled = self.kept = None
         self.replays = 0
 
@@ -102,31 +110,25 @@ class CompiledSteps:
         every = list({id(m): m for module in modules for m in module.modules()}.values())
         self._modes = [vars(module) for module in every]
         self._held = HeldValues(list(programs), every)
-        self._met: dict[Hashable, Signature] = {}
+        self._met: dict[Hashable, list[Signature]] = {}
         self._saved: dict[str, dict[str, Any]] = {}
         self._main: str | None = None
         self._total = 0
 
     def find(self, inputs: StepInputs) -> Signature:
-        """What is known of steps with these inputs.
-
-        Raises:
-            CaptureError: something that a capture holds fixed changes again and again.
-        """
+        """What is known of steps with these inputs."""
         version = self._held.version()
-        if version >= _MOST_VERSIONS:
-            raise CaptureError(
-                f"a value that the programs look up changes again and again ({self._held.changed}),"
-                " and a capture holds it fixed; make it a tensor that is changed in place, or use "
-                "kl_weight= for a weight of the KL"
-            )
         key = (inputs.signature(), tuple([held["training"] for held in self._modes]))
-        found = self._met.get((key, version))
-        if found is None:
-            found = self._met[key, version] = Signature(repr(key))
-            for name, value in self._saved.get(found.name, {}).items():
-                setattr(found, name, value)
-            self._main = self._main or found.name
+        variants = self._met.setdefault(key, [])
+        for found in variants:
+            if version in found.versions:
+                return found
+        if variants:  # to be compared with the programs first
+            return variants[-1]
+        found = Signature(repr(key), variants)
+        for name, value in self._saved.get(found.name, {}).items():
+            setattr(found, name, value)
+        self._main = self._main or found.name
         return found
 
     def step(
@@ -148,6 +150,9 @@ class CompiledSteps:
         step, kind = (found.compiled, "compiled") if found.compiled else (found.replay, "replay")
         if step is None or found.graph is None:
             return None
+        if self._held.version() not in found.versions:
+            if not self._still_serves(found, found.graph, step, inputs):
+                return None
         if is_due(found.replays):
             self._audit(found, found.graph, step, inputs)
             found.kept = None if keep is None else keep()
@@ -176,11 +181,6 @@ class CompiledSteps:
         found.watch.add("eager", time.perf_counter() - started)
         self._held.after_run()
 
-    def forget(self) -> None:
-        """Drops every graph: parameters were moved to another place."""
-        for found in self._met.values():
-            found.forget()
-
     def state_dict(self) -> dict[str, Any]:
         """What decides when steps are captured and compiled: a resumed run does the same."""
         met = {
@@ -190,7 +190,8 @@ class CompiledSteps:
                 "interpreted": found.interpreted,
                 "was_compiled": found.was_compiled or found.compiled is not None,
             }
-            for found in self._met.values()
+            for variants in self._met.values()
+            for found in variants[-1:]
         }
         return {"main": self._main, "total": self._total, "signatures": {**self._saved, **met}}
 
@@ -210,13 +211,15 @@ class CompiledSteps:
         if found.eager or (found.graph is None and not self._time_to_capture(found)):
             return False
         if found.graph is None:
-            if sum(1 for other in self._met.values() if other.graph) >= _MOST_GRAPHS:
+            others = (other for variants in self._met.values() for other in variants)
+            if sum(1 for other in others if other.graph) >= _MOST_GRAPHS:
                 found.eager = True
                 return False
             self._held.version()
             found.graph = StepGraph(self._program, self._buffers, inputs, seen=found.ran)
             self._held.after_run()
             found.replay = replay_of(found.graph.module)
+            found.versions = {self._held.version()}
         if self.mode == "auto" and found.watch.slower("replay", "eager"):
             found.eager = True
             return False
@@ -245,6 +248,24 @@ class CompiledSteps:
         if found.seen <= 2 * _LOOK:
             return False
         return worth_compiling(self._outlook(found), graph.calls)
+
+    def _still_serves(
+        self, found: Signature, graph: StepGraph, step: Replay, inputs: StepInputs
+    ) -> bool:
+        """Whether a value that was changed makes no difference; else the next graph is another."""
+        try:
+            self._audit(found, graph, step, inputs)
+        except CaptureError as error:
+            if len(found.variants) >= _MOST_VARIANTS:
+                raise CaptureError(
+                    "a value that the programs look up changes again and again "
+                    f"({self._held.changed}), and a capture holds it fixed; make it a tensor that "
+                    "is changed in place, or use kl_weight= for a weight of the KL"
+                ) from error
+            Signature(found.name, found.variants, seen=found.seen, ran=found.ran)
+            return False
+        found.versions.add(self._held.version())
+        return True
 
     def _audit(self, found: Signature, graph: StepGraph, step: Replay, inputs: StepInputs) -> None:
         self._held.version()

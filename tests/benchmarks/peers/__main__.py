@@ -6,9 +6,9 @@
     python -m tests.benchmarks.peers --growth --json growth.json --plots FOLDER
 
 A step has everything that a user's step has, to the loss as a Python float. NumPyro takes part
-where it is installed (``pip install -e '.[benchmarks]'``). How contestants take turns: `turns`; what
-each does: `works`, `probabilistic`, `by_hand`, `with_numpyro`; whole processes: `whole`; growth:
-`growth`. "ours" is the fastest of the compiled modes. "start s" is what the first steps cost beyond
+where it is installed (``pip install -e '.[benchmarks]'``). How contestants take turns: `turns`;
+what each does: `works`, `probabilistic`, `by_hand`, `with_numpyro`; whole processes: `whole`;
+growth: `growth`. "ours" is the fastest of the compiled modes. "start s" is what the first steps cost beyond
 what they cost later: capture, trace and compile, with empty caches of compilers.
 """
 
@@ -121,8 +121,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--contestants", nargs="+", choices=FACTORIES, help="only these")
     parser.add_argument("--fit-options", default="", help="more for `amortized fit`, in one word")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of turns")
-    parser.add_argument("--block", type=float, default=0.15, help="seconds of a turn")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds of turns")
+    parser.add_argument("--block", type=float, default=0.05, help="seconds of a turn")
     parser.add_argument("--threads", type=int, default=1, help="threads of each contestant")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor")
     parser.add_argument("--no-pin", dest="pin", action="store_false", help="any core for all")

@@ -3,8 +3,8 @@
 One reparameterized draw, whose noise gives log q its closed form; BCE with logits; fused Adam. The
 compiled ones in three ways: the loss alone, as the tutorials have it; loss and gradient as one
 graph; and Adam in the same graph. ``mode="max-autotune-no-cudagraphs"`` gained nothing on a CPU in
-any of them, and is left out; so is ``torch.compile`` around ``backward`` and ``optimizer.step``, which
-it runs as eager code between graphs.
+any of them, and is left out; so is ``torch.compile`` around ``backward`` and ``optimizer.step``,
+which run eagerly between its graphs.
 """
 
 from __future__ import annotations

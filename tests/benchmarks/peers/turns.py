@@ -37,8 +37,8 @@ class Settings:
     """How to measure: threads a contestant, rounds, seconds a block, and the clock."""
 
     threads: int = 1
-    rounds: int = 15
-    block: float = 0.15
+    rounds: int = 40
+    block: float = 0.05
     clock: str = "wall"
     pin: bool = True
     fit_options: tuple[str, ...] = ()

@@ -1,10 +1,10 @@
 """Whole processes, start to end: trainings from the command line against plain scripts; imports.
 
 `amortized fit examples/vae.py` looks for mistakes in the pair, describes it, trains with
-validation, and ends with the test ELBO and an evidence bound (100 draws an image), which the scripts
-do not have; early stopping is off, so that all take the same steps. Bytecode and compiled kernels are kept
-in a folder of this measurement, as they are kept on a user's machine; the run that fills it, of 100
-epochs, is shown apart ("first run").
+validation, and ends with the test ELBO and an evidence bound (100 draws an image), which the
+scripts do not have; early stopping is off, so that all take the same steps. Bytecode and compiled
+kernels are kept in a folder of this measurement, as they are kept on a user's machine; the run that
+fills it, of 100 epochs, is shown apart ("first run").
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ FASTER = {100: (1.7, 1.0), 1000: (3.5, 1.3)}
 """How much faster than the Pyro script, and than the PyTorch script."""
 IMPORT = 1.1
 """What `import amortized` may cost, in units of `import pyro`."""
+IMPORT_ROUNDS = 15
 BOUND = re.compile(r"test ELBO\s+(-?[\d.]+)")
 
 Rows = list[tuple[str, ...]]
@@ -55,7 +56,7 @@ def whole(settings: Settings, rounds: int) -> Measured:
             ours, *peers = arms
             for theirs, faster in zip(peers, FASTER[epochs], strict=True):
                 middle, *interval = ratio(theirs, ours)
-                about = (f"whole, {epochs} epochs", ours.name, theirs.name)
+                about = (f"{epochs} epochs", ours.name, theirs.name)
                 reached = judged(middle, interval, middle >= faster)
                 rows.append((*about, f">= {faster:g}x faster", *reached))
             report[str(epochs)] = {arm.name: arm.rounds for arm in arms}
@@ -69,7 +70,7 @@ def imports(settings: Settings, rounds: int) -> Measured:
     }
     table = table_of("processes that only import")
     with Caches(settings) as caches:
-        arms = caches.in_turn(commands, rounds)
+        arms = caches.in_turn(commands, min(rounds, IMPORT_ROUNDS))
         show(table, "import", arms, caches)
     middle, *interval = ratio(arms[0], arms[1])
     about = ("import", arms[0].name, arms[1].name, f"<= {IMPORT}x its time")

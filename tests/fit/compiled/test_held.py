@@ -351,7 +351,7 @@ class Namespace:
 
 def a_class_attribute() -> Case:
     net = Net()
-    return net, setter(net, "beta", 2.0), ""
+    return net, setter(net, "beta", 2.0), "beta was 1.0 and is 2.0"
 
 
 def a_namespace() -> Case:
@@ -364,22 +364,22 @@ def a_constant_of_a_module() -> Case:
 
 def a_tuple() -> Case:
     net = Net()
-    return net, setter(net, "shape", (3, 2)), ""
+    return net, setter(net, "shape", (3, 2)), "shape holds another tuple"
 
 
 def a_number_of_numpy() -> Case:
     net = Net()
-    return net, setter(net, "share", np.float32(0.25)), ""
+    return net, setter(net, "share", np.float32(0.25)), "and is"
 
 
 def another_dict() -> Case:
     net = Net()
-    return net, setter(net, "config", {"on": False}), ""
+    return net, setter(net, "config", {"on": False}), "config holds another dict"
 
 
 def another_list() -> Case:
     net = Net()
-    return net, setter(net, "sizes", [2, 3]), ""
+    return net, setter(net, "sizes", [2, 3]), "sizes holds another list"
 
 
 def a_longer_list() -> Case:
@@ -389,21 +389,21 @@ def a_longer_list() -> Case:
 
 def another_object() -> Case:
     net = Net()
-    return net, setter(net, "options", SimpleNamespace(rate=0.25)), ""
+    return net, setter(net, "options", SimpleNamespace(rate=0.25)), "options holds another Options"
 
 
 def another_function() -> Case:
     net = Net()
-    return net, setter(net, "activation", torch.relu), ""
+    return net, setter(net, "activation", torch.relu), "activation holds another"
 
 
 def another_distribution() -> Case:
     net = Net()
-    return net, setter(net, "prior", dist.Normal(1.0, 1.0)), ""
+    return net, setter(net, "prior", dist.Normal(1.0, 1.0)), "prior holds another Normal"
 
 
 def another_global_function() -> Case:
-    return (lambda x: helper(x)), rebind("helper", second_helper), ""
+    return (lambda x: helper(x)), rebind("helper", second_helper), "helper holds another function"
 
 
 def a_default() -> Case:
@@ -423,7 +423,7 @@ def a_global_of_a_method() -> Case:
         def encode(self, x: Tensor) -> Tensor:
             return x * BETA
 
-    return Program(), rebind("BETA", 2.0), ""
+    return Program(), rebind("BETA", 2.0), "BETA was 1.0"
 
 
 def slots() -> Case:
@@ -442,21 +442,31 @@ def a_new_attribute() -> Case:
     return net, setter(net, "extra", 1.0), ""
 
 
-UNSEEN = [
+OTHERS = [
     a_class_attribute,
-    a_namespace,
-    a_constant_of_a_module,
     a_tuple,
     a_number_of_numpy,
     another_dict,
     another_list,
-    a_longer_list,
     another_object,
     another_function,
     another_distribution,
     another_global_function,
-    a_default,
     a_global_of_a_method,
+]
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.__name__)
+def test_another_object_is_seen(case: Callable[[], Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "helper", helper)
+    test_is_seen(case)
+
+
+UNSEEN = [
+    a_namespace,
+    a_constant_of_a_module,
+    a_longer_list,
+    a_default,
     slots,
     a_new_attribute,
 ]

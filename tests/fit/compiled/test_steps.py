@@ -253,7 +253,7 @@ def eager_to_capture(monkeypatch) -> None:
 
 def kinds(svi: am.SVI) -> set[str]:
     """What served the steps so far."""
-    signatures = svi._stepper._steps()._met.values()
+    signatures = [last for *_, last in svi._stepper._steps()._met.values()]
     found = {"compiled" if s.compiled else "replay" if s.graph else "eager" for s in signatures}
     return found
 
@@ -313,23 +313,23 @@ def test_auto_says_once_why_it_stays_eager(eager_to_capture) -> None:
 
 
 def test_auto_goes_back_to_the_state_that_was_right(eager_to_capture, monkeypatch) -> None:
-    monkeypatch.setattr("amortized.fit.compiled.audit._FIRST", (0, 1, 6))
+    monkeypatch.setattr("amortized.fit.compiled.audit._FIRST", (0, 1, 26))
     hidden = Hidden()
     pyro.set_rng_seed(0)
     svi = am.SVI(model_with(hidden), tiny.param_guide, lr=0.05)
     snapshots = []
-    for number in range(10):  # replays from the fifth on; the first two are compared
+    for number in range(30):  # replays from the fifth on; the first two are compared
         hidden.number = float(number >= 7)  # seen by nobody
         snapshots.append(svi._stepper.parameters.snapshot())
         svi.step(tiny.data(8))
     assert kinds(svi) == {"replay"}
     with pytest.warns(am.CheckWarning, match="again those after step 5") as caught:
         svi.step(tiny.data(8))
-    assert len(caught) == 1 and svi._stepper.steps == 11
-    now, right, wrong = svi._stepper.parameters.snapshot(), snapshots[5], snapshots[9]
+    assert len(caught) == 1 and svi._stepper.steps == 31
+    now, right, wrong = svi._stepper.parameters.snapshot(), snapshots[5], snapshots[29]
     # one eager step of Adam from the state that was right
     assert all((now[name] - right[name]).abs().max() < 0.06 for name in now)
-    assert any((now[name] - wrong[name]).abs().max() > 0.12 for name in now)
+    assert any((now[name] - wrong[name]).abs().max() > 0.2 for name in now)
 
 
 def test_compiled_steps_agree_to_rounding_repeat_and_resume_exactly(tmp_path) -> None:
@@ -354,3 +354,26 @@ def test_compiled_steps_agree_to_rounding_repeat_and_resume_exactly(tmp_path) ->
     resumed, _ = trained("inductor", resume_from=tmp_path)
     found, whole = resumed._stepper.parameters.snapshot(), svi._stepper.parameters.snapshot()
     assert all(torch.equal(tensor, found[name]) for name, tensor in whole.items())
+
+
+def test_a_value_that_changes_and_does_not_matter_costs_no_graph() -> None:
+    """A counter that a training loop keeps on the model, as for its logs."""
+    counter = Beta()
+
+    def model(x):
+        assert counter.number >= 0
+        tiny.local_model(x)
+
+    def run(mode: str) -> list[float]:
+        pyro.set_rng_seed(0)
+        svi = am.SVI(model, tiny.param_guide, lr=0.05, compile=mode)
+        losses = []
+        for number in range(70):
+            counter.number = float(number)
+            losses.append(svi.step(tiny.data(8)))
+        if mode == "graph":
+            ((signature, *others),) = svi._stepper._steps()._met.values()
+            assert signature.replays == 69 and not others
+        return losses
+
+    assert run("off") == run("graph")

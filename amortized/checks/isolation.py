@@ -37,7 +37,7 @@ def isolated(*programs: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(undisturbed(*programs))
         stack.enter_context(_remembered(*programs))
-        stack.enter_context(_generators_kept(*programs))
+        stack.enter_context(generators_kept(*programs))
         stack.enter_context(store.scope(store.get_state()))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -103,7 +103,8 @@ def _owners(*programs: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _generators_kept(*programs: Any) -> Iterator[None]:
+def generators_kept(*programs: Any) -> Iterator[None]:
+    """Leave the generators that programs hold where they were."""
     restore = [_restoring(generator) for generator in _generators(*programs)]
     try:
         yield

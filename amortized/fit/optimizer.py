@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any, final
 
 import torch
@@ -155,6 +156,11 @@ class GroupedOptimizer:
             raise UsageError(
                 f"optimizer made a {type(built).__name__}: expected a torch.optim.Optimizer"
             )
+        if isinstance(built, torch.optim.LBFGS):
+            raise UsageError(
+                "optimizer=LBFGS: it evaluates the loss several times a step, which the noise of "
+                "the loss does not allow; use torch.optim.Adam, or SGD with momentum"
+            )
         return built
 
     @property
@@ -173,7 +179,7 @@ def _learning_rates(lr: LearningRate) -> dict[str, float] | None:
     if lr is None:
         return None
     for rate in lr.values() if isinstance(lr, Mapping) else (lr,):
-        if isinstance(rate, bool) or not isinstance(rate, int | float):
+        if isinstance(rate, bool) or not isinstance(rate, Real):
             raise UsageError(f"lr={rate!r}: expected a number, one for each group, or None")
     if not isinstance(lr, Mapping):
         rates = {name: float(lr) for name in GROUPS}

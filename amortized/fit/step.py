@@ -219,8 +219,8 @@ class Stepper:
     def _steps(self) -> CompiledSteps:
         """The captured steps; made anew, with what is known of them, for more modules."""
         if self._compiled is None:
-            program = StepProgram(self._estimate, self.loss.learn, self._around)
             pair = (self.model, self.guide)
+            program = StepProgram(self._estimate, self.loss.learn, self._around, pair)
             self._compiled = CompiledSteps(self.compile, program, pair, self.parameters.networks)
             self._compiled.load_state_dict(self._known_of_steps)
         return self._compiled

@@ -100,13 +100,13 @@ RANDOM = settings(
 def test_random_programs() -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(RANDOM, max_examples=40)
-    @given(specs(paths=PATHS))
+    @settings(RANDOM, max_examples=25)
+    @given(specs(paths=32))
     def check(spec: Spec) -> None:
         outcomes[outcome(spec)] += 1
 
     check()
-    assert outcomes["equal"] >= 20, outcomes
+    assert outcomes["equal"] >= 12, outcomes
 
 
 @pytest.mark.long

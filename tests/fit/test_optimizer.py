@@ -1,6 +1,7 @@
 import copy
 import functools
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -173,3 +174,15 @@ def test_the_state_of_another_optimizer_is_refused() -> None:
         CheckpointError, match="state of Adam, and this is a SGD: pass the optimizer"
     ):
         other.load_state_dict(first.state_dict(names), theirs)
+
+
+def test_lbfgs_is_refused_with_the_remedy() -> None:
+    optimizer = GroupedOptimizer(torch.optim.LBFGS, None)
+    with pytest.raises(UsageError, match=r"LBFGS.*several times a step.*Adam"):
+        optimizer.sync({"model": [torch.zeros(2, requires_grad=True)]})
+
+
+def test_numbers_of_numpy_are_rates() -> None:
+    optimizer = GroupedOptimizer(torch.optim.SGD, np.float32(0.5))
+    optimizer.sync({"model": [torch.zeros(2, requires_grad=True)]})
+    assert optimizer.rates() == {"model": 0.5}

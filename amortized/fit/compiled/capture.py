@@ -8,8 +8,8 @@ the same at every step; `audit` holds it to that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import get_total_norm
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from amortized.checks.isolation import generators_kept
 from amortized.estimate import Estimate
 from amortized.fit.buffers import MovingBuffers, put_back
 from amortized.fit.compiled.tidy import tidied
@@ -49,12 +50,14 @@ class CaptureError(Exception):
 class StepProgram:
     """What a step runs: the loss of a batch, what estimators learn of it, and what runs move.
 
-    ``around`` is entered around each run, and told whether the run is being captured.
+    ``around`` is entered around each run, and told whether the run is being captured. ``programs``
+    are the model and the guide.
     """
 
     evaluate: Evaluate
     learn: Callable[[Estimate], None]
     around: Callable[[bool], AbstractContextManager[None]]
+    programs: tuple[Callable[..., Any], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,13 +187,20 @@ class StepGraph:
 
     def trial(self, step: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> list[Tensor]:
         """What a step gives and where it leaves buffers; everything is put back."""
-        state, before = torch_state(), self.buffers.copies()
-        try:
+        with self._put_back():
             found = [value.detach().clone() for value in step(*tensors)]
             return found + self.buffers.values()
-        finally:
-            restore_torch(state)
-            put_back(before)
+
+    @contextmanager
+    def _put_back(self) -> Iterator[None]:
+        """Around a run that leaves no trace in generators and buffers."""
+        state, before = torch_state(), self.buffers.copies()
+        with generators_kept(*self.program.programs):
+            try:
+                yield
+            finally:
+                restore_torch(state)
+                put_back(before)
 
     def _gradients(self, loss: Tensor) -> tuple[tuple[int, ...], list[Tensor]]:
         asked = [index for index, leaf in enumerate(self.leaves) if leaf.requires_grad]
@@ -211,15 +221,11 @@ class StepGraph:
 
     def _captured(self, tensors: Sequence[Tensor]) -> GraphModule:
         """Capturing runs the step once for real: state and generators are put back."""
-        state, before = torch_state(), self.buffers.copies()
         try:
-            with self.program.around(True):
+            with self._put_back(), self.program.around(True):
                 return make_fx(self._step)(*tensors)
         except Exception as error:
             raise CaptureError(_reason(error)) from error
-        finally:
-            restore_torch(state)
-            put_back(before)
 
 
 def _reason(error: Exception) -> str:

@@ -8,8 +8,8 @@
 A step has everything that a user's step has, to the loss as a Python float. NumPyro takes part
 where it is installed (``pip install -e '.[benchmarks]'``). How contestants take turns: `turns`;
 what each does: `works`, `probabilistic`, `by_hand`, `with_numpyro`; whole processes: `whole`;
-growth: `growth`. "ours" is the fastest of the compiled modes. "start s" is what the first steps cost beyond
-what they cost later: capture, trace and compile, with empty caches of compilers.
+growth: `growth`. "ours" is the fastest of the compiled modes. "start s" is what the first steps
+cost beyond what they cost later: capture, trace and compile, with empty caches of compilers.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ TAIL = 100
 
 def contestants(work: Work, results: Results) -> Table:
     """One row a contestant."""
-    title = f"{work.title}: ms a step, and the loss per datum of the last steps of {work.learn}"
+    title = f"{work.name}: {work.title}; ms a step, loss per datum after {work.learn} steps"
     table = Table(title=title, title_justify="left")
     table.add_column("contestant")
     for column in ("median", "quartiles", "threads", "start s", "peak MB", "loss", "same work"):
@@ -66,18 +66,17 @@ def targets(work: Work, results: Results) -> Iterator[tuple[str, ...]]:
     for target in TARGETS:
         ours, theirs = fastest(target.ours, results), fastest(target.theirs, results)
         if target.work == work.name and ours is not None and theirs is not None:
-            yield (
-                work.title,
-                ours.name,
-                f"{target.against} ({theirs.name})",
-                *judged(target, ours, theirs),
-            )
+            # of several the fastest is named
+            chosen = f" ({theirs.name})" if len(target.theirs) > 1 else ""
+            about = (work.name, ours.name, target.against + chosen)
+            yield *about, *judged(target, ours, theirs)
     captured = results.get("amortized graph")
     if work.kind == "chain" and captured is not None:
         seconds = captured.start_s / work.sites
         reached = "yes" if seconds <= SECONDS_A_SITE else "NOT YET"
         measured = f"{seconds:.3f} s"
-        yield work.title, captured.name, "a site", f"<= {SECONDS_A_SITE} s", measured, reached
+        about = (work.name, captured.name, "seconds to start, a latent site")
+        yield *about, f"<= {SECONDS_A_SITE} s", measured, reached
 
 
 def judged(target: Target, ours: Result, theirs: Result) -> tuple[str, str, str]:

@@ -377,3 +377,17 @@ def test_a_value_that_changes_and_does_not_matter_costs_no_graph() -> None:
         return losses
 
     assert run("off") == run("graph")
+
+
+def test_a_generator_of_the_programs_own() -> None:
+    def run(mode: str) -> list[float]:
+        own = torch.Generator().manual_seed(5)
+
+        def change() -> torch.Tensor:
+            return torch.randn((), generator=own)
+
+        pyro.set_rng_seed(0)
+        svi = am.SVI(model_with(change), tiny.param_guide, lr=0.05, compile=mode)
+        return [svi.step(tiny.data(8)) for _ in range(15)]
+
+    assert run("off") == run("graph")

@@ -8,14 +8,19 @@ the same at every step; `audit` holds it to that.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch._guards import TracingContext, tracing
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import get_total_norm
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
@@ -28,6 +33,7 @@ from amortized.fit.rng import restore_torch, torch_state
 from amortized.fit.terms import Terms
 from amortized.programs.records import DataPlate
 
+_TENSOR: Final = object()
 # what a graph returns before the gradients: loss, norm, terms
 _LEADING: Final = 3
 
@@ -75,7 +81,7 @@ class StepInputs:
     tensors: list[Tensor] = field(init=False)
     """The batch's tensors, then the weights that are not one."""
     others: list[Any] = field(init=False)
-    """The batch's leaves, with None in the place of tensors."""
+    """The batch's leaves, with a mark in the place of tensors."""
     spec: TreeSpec | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,19 +90,27 @@ class StepInputs:
         # a one stays a number, so that the graph has no use for it
         weights = [torch.tensor(w) for w in (self.kl_weight, self.weight) if w != 1.0]
         object.__setattr__(self, "tensors", tensors + weights)
-        object.__setattr__(self, "others", [None if isinstance(v, Tensor) else v for v in leaves])
+        others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        object.__setattr__(self, "others", others)
         object.__setattr__(self, "spec", spec)
 
     def signature(self) -> Hashable:
         """Equal for steps that one graph can serve, as far as inputs tell."""
         return (
-            tuple((t.shape, t.dtype, t.device) for t in self.tensors),
-            tuple(None if value is None else repr(value) for value in self.others),
+            tuple([(t.shape, t.stride(), t.dtype, t.device) for t in self.tensors]),
+            tuple([None if value is _TENSOR else _text(value) for value in self.others]),
             None if self.spec is None else repr(self.spec),
             tuple(leaf.requires_grad for leaf in self.leaves),
             self.data,
             (self.kl_weight != 1.0, self.weight != 1.0),
         )
+
+
+def _text(value: Any) -> str:
+    """Equal for equal values: the text of a long array leaves its middle out."""
+    if isinstance(value, np.ndarray):
+        return f"{value.shape} {value.dtype} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    return repr(value)
 
 
 def _flattened(batch: Any) -> tuple[list[Any], TreeSpec | None]:
@@ -167,7 +181,7 @@ class StepGraph:
 
     def _step(self, *tensors: Tensor) -> list[Tensor]:
         given = iter(tensors)
-        leaves = [next(given) if value is None else value for value in self._others]
+        leaves = [next(given) if value is _TENSOR else value for value in self._others]
         batch = leaves[0] if self._spec is None else tree_unflatten(leaves, self._spec)
         kl_weight, share = (next(given) if varies else 1.0 for varies in self._varying)
         estimate = self.program.evaluate(batch, self.data, kl_weight)
@@ -222,10 +236,35 @@ class StepGraph:
     def _captured(self, tensors: Sequence[Tensor]) -> GraphModule:
         """Capturing runs the step once for real: state and generators are put back."""
         try:
-            with self._put_back(), self.program.around(True):
-                return make_fx(self._step)(*tensors)
+            # one mode for all nodes: torch would make one for each, in half of the time
+            shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+            with self._put_back(), self.program.around(True), tracing(shapes):
+                captured = make_fx(self._step)(*tensors)
         except Exception as error:
             raise CaptureError(_reason(error)) from error
+        _refuse_shapes_of_values(captured)
+        return captured
+
+
+def _refuse_shapes_of_values(module: GraphModule) -> None:
+    """A graph would keep the number of elements that a mask selected when it was captured."""
+    for node in module.graph.nodes:
+        target = node.target
+        known = isinstance(target, OpOverload) and torch.Tag.dynamic_output_shape in target.tags
+        deciding = [used for used in node.all_input_nodes if _decides(used, target)]
+        if known and any(used.op != "get_attr" for used in deciding):
+            raise CaptureError(
+                "the programs select elements by a mask (x[mask], nonzero, unique), so that shapes "
+                "depend on values; use pyro.poutine.mask, .mask() of a distribution, or torch.where"
+            )
+
+
+def _decides(used: Node, target: object) -> bool:
+    """Whether the values of an argument give the shape of the result."""
+    if target is not torch.ops.aten.index.Tensor:
+        return True
+    value = used.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
 
 
 def _reason(error: Exception) -> str:

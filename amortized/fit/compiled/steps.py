@@ -34,6 +34,8 @@ _RARE: Final = 200
 _LOOK: Final = 25
 # a graph holds its constants: of more signatures than these, the later ones stay eager
 _MOST_GRAPHS: Final = 64
+# more than graphs: of those without one, the oldest is forgotten
+_MOST_SIGNATURES: Final = 512
 # so many graphs for one signature, as what a capture holds fixed is changed
 _MOST_VARIANTS: Final = 8
 
@@ -119,6 +121,8 @@ class CompiledSteps:
         """What is known of steps with these inputs."""
         version = self._held.version()
         key = (inputs.signature(), tuple([held["training"] for held in self._modes]))
+        if key not in self._met and len(self._met) >= _MOST_SIGNATURES:
+            self._met.pop(next(k for k, found in self._met.items() if not found[-1].graph), None)
         variants = self._met.setdefault(key, [])
         for found in variants:
             if version in found.versions:

@@ -24,12 +24,6 @@ from tests.fit.compiled.graphs import bits, step_graph
 X = tiny.data(8)
 DATA = DataPlate(rows=8)
 
-# what the tests below found in amortized/fit/compiled/capture.py
-NONE = "None stands for a tensor among the leaves, so a batch that holds one takes another's place"
-ARRAYS = "repr() leaves out the middle of a long array, so two batches have one signature"
-SHAPES = "shapes that depend on values are captured as numbers: refuse Tag.dynamic_output_shape"
-STRIDES = "the layout of a batch is no part of the signature, and views of it are captured"
-
 
 class Guide(nn.Module):
     """Batch norm and dropout; one parameter is unused, one is frozen."""
@@ -129,7 +123,6 @@ def test_frozen_parameters_and_the_data_plate_have_their_own() -> None:
     assert signature(ONE, data=DataPlate("a")) != signature(ONE, data=DataPlate("b"))
 
 
-@pytest.mark.xfail(reason=ARRAYS)
 def test_long_arrays_are_told_apart() -> None:
     first, second = np.zeros(5000), np.zeros(5000)
     second[2500] = 1.0
@@ -154,12 +147,9 @@ def guide_with_option(x: Tensor, other: Any = None) -> None:
         [(X, 0.5 + number // 2) for number in range(8)],
         [{"x": X + number, "other": [0.5, 0.25]} for number in range(4)],
         [{"other": 2, "x": X}] * 4,
-        pytest.param([(X, None)] * 4, marks=pytest.mark.xfail(reason=NONE)),
-        pytest.param([{"x": X, "other": None}] * 4, marks=pytest.mark.xfail(reason=NONE)),
-        pytest.param(
-            [(X, np.eye(1, 5000, 2500)[0] * (number // 3)) for number in range(6)],
-            marks=pytest.mark.xfail(reason=ARRAYS),
-        ),
+        [(X, None)] * 4,
+        [{"x": X, "other": None}] * 4,
+        [(X, np.eye(1, 5000, 2500)[0] * (number // 3)) for number in range(6)],
     ],
     ids=["a number", "numbers", "a dict", "in another order", "None", "None by name", "an array"],
 )
@@ -186,7 +176,7 @@ COLUMNS = ROWS.t().contiguous().t()
 @pytest.mark.parametrize(
     "batches",
     [
-        pytest.param([ROWS, ROWS, ROWS, COLUMNS, ROWS], marks=pytest.mark.xfail(reason=STRIDES)),
+        [ROWS, ROWS, ROWS, COLUMNS, ROWS],
         [COLUMNS, COLUMNS, COLUMNS, ROWS, COLUMNS],
         [ROWS, ROWS[::1], ROWS.clone(), tiny.data(30).reshape(10, 3)[2:]],
     ],
@@ -428,7 +418,6 @@ def test_the_reason_is_told(call: Callable[[Tensor], Any], reason: str) -> None:
     assert everything(svi) == before
 
 
-@pytest.mark.xfail(reason=SHAPES)
 @pytest.mark.parametrize(
     "call",
     [

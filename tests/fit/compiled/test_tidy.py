@@ -325,9 +325,10 @@ def written_as_out() -> Made:
 
     def step(x: Tensor) -> list[Tensor]:
         held = state.detach()
-        first = held.exp()
+        turned = held.t()
+        first = turned.exp()
         aten.add.out(x, x, out=held)
-        return [first, held.exp()]
+        return [first, turned.exp()]
 
     return step, [state]
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -169,7 +169,7 @@ class Loop:
         try:
             # in a group every data point counts the same
             share = 1.0 if plan.accumulate_grad_batches == 1 else float(batch_length(batch))
-            with _located(self._place()):
+            with _located(self._place):
                 terms = self.stepper.accumulate(batch, plan.data, weight, share)
             self._moment.averager.add(terms, batch_length(batch))
         except NonFiniteError as error:
@@ -184,7 +184,7 @@ class Loop:
         plan = self.plan
         if plan.check and not self._checked:
             self.stepper.check(batch, plan.data)
-        with _located(self._place()):
+        with _located(self._place):
             self.stepper.warm_up(batch)
         if plan.schedule is not None:
             plan.schedule.attach(self.stepper.built_optimizer)
@@ -240,7 +240,7 @@ class Loop:
             for batch in itertools.islice(_guarded(plan.val.epoch(), place), plan.val_batches):
                 done += 1
                 self._interrupts.check()
-                with _located(f"{place} {done}"):
+                with _located(lambda: f"{place} {done}"):  # noqa: B023
                     for estimate, rows in estimates(self.stepper, self._parts, batch, plan.data):
                         if not math.isfinite(estimate.loss.item()):
                             self._bad_validation(f"{place} {done}", estimate)
@@ -342,14 +342,14 @@ class Loop:
 
 
 @contextmanager
-def _located(place: str) -> Iterator[None]:
+def _located(place: Callable[[], str]) -> Iterator[None]:
     """Errors of the programs say where training stood; `NonFiniteError` is told by its policy."""
     try:
         yield
     except NonFiniteError:
         raise
     except AmortizedError as error:
-        error.args = (f"{place}: {error.args[0]}", *error.args[1:])
+        error.args = (f"{place()}: {error.args[0]}", *error.args[1:])
         raise
 
 

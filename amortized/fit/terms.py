@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from amortized.estimate import Estimate
@@ -15,12 +16,22 @@ class Terms:
     """The terms of one batch in nats, detached: per data point, or totals without a data plate.
 
     ``values`` maps ``loss``, ``elbo``, ``reconstruction``, ``kl`` and ``kl/<site>`` to scalars.
-    ``local`` names the latents that each data point has for itself.
+    ``local`` names the latents that each data point has for itself. ``stacked`` are the same values
+    in one tensor, where a captured step has it.
     """
 
     values: dict[str, Tensor]
     per_datum: bool
     local: frozenset[str] = frozenset()
+    stacked: Tensor | None = None
+
+    @classmethod
+    def from_stack(
+        cls, names: tuple[str, ...], stacked: Tensor, per_datum: bool, local: frozenset[str]
+    ) -> Terms:
+        """Of the values in the order of the names."""
+        values = dict(zip(names, stacked.unbind(), strict=True))
+        return cls(values, per_datum, local, stacked)
 
     @classmethod
     def of(cls, estimate: Estimate) -> Terms:
@@ -45,6 +56,8 @@ class Averager:
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
+        self._stack: tuple[tuple[str, ...], Tensor] | None = None
+        """Totals that are in one tensor, under their names."""
         self.weight = 0
         self.per_datum = True
         self.local: frozenset[str] = frozenset()
@@ -54,21 +67,42 @@ class Averager:
         self.weight += weight
         self.per_datum = self.per_datum and terms.per_datum
         self.local |= terms.local
+        if terms.stacked is not None and terms.stacked.device.type != "mps":
+            self._add_stack(tuple(terms.values), terms.stacked, weight)
+            return
         for name, value in terms.values.items():
-            total = self._totals.get(name)
             # in float64, where the device has it: single precision loses an epoch of 10^5 batches
-            self._totals[name] = (
-                (value if value.device.type == "mps" else value.double()) * weight
-                if total is None
-                else total.add(value, alpha=weight)
-            )
+            value = value if value.device.type == "mps" else value.double()
+            self._add(name, value * weight)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._unstack()
+        total = self._totals.get(name)
+        self._totals[name] = value if total is None else total + value
+
+    def _add_stack(self, names: tuple[str, ...], stacked: Tensor, weight: int) -> None:
+        """The same sums in the same order, in one call."""
+        value = stacked.double() * weight
+        if self._stack is None or self._stack[0] != names:
+            self._unstack()
+            nothing = torch.zeros_like(value[0])
+            totals = [self._totals.pop(name, nothing) for name in names]
+            self._stack = names, torch.stack(totals)
+        self._stack[1].add_(value)
+
+    def _unstack(self) -> None:
+        if self._stack is not None:
+            self._totals |= dict(zip(self._stack[0], self._stack[1].clone().unbind(), strict=True))
+        self._stack = None
 
     def means(self) -> dict[str, float]:
         """As Python floats; a site that some batches lack counts as zero there."""
+        self._unstack()
         return {name: float(total) / self.weight for name, total in self._totals.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
+        self._unstack()
         about = {"weight": self.weight, "per_datum": self.per_datum, "local": sorted(self.local)}
         return {**about, "totals": dict(self._totals)}
 
@@ -76,3 +110,4 @@ class Averager:
         """Goes on from sums."""
         self.weight, self.per_datum = state["weight"], state["per_datum"]
         self.local, self._totals = frozenset(state["local"]), dict(state["totals"])
+        self._stack = None

@@ -29,3 +29,21 @@ def test_a_state_goes_on_where_it_was() -> None:
         if number == 1:
             again.load_state_dict(first.state_dict())
     assert whole.means() == again.means() and again.local == {"z"}
+
+
+@pytest.mark.float64
+def test_stacked_terms_give_the_same_means_bit_for_bit() -> None:
+    """As where some steps of an epoch are replays and others are not, and it is saved between."""
+    torch.manual_seed(0)
+    names = ("loss", "elbo", "kl")
+    plain, mixed = Averager(), Averager()
+    for number in range(60):
+        stacked, weight = torch.randn(3), 1 + number % 7
+        one_by_one = Terms(dict(zip(names, stacked.unbind(), strict=True)), True)
+        plain.add(one_by_one, weight)
+        of_a_graph = Terms.from_stack(names, stacked, True, frozenset())
+        mixed.add(of_a_graph if number % 5 else one_by_one, weight)
+        if number % 11 == 0:
+            saved, mixed = mixed.state_dict(), Averager()
+            mixed.load_state_dict(saved)
+    assert plain.means() == mixed.means()

@@ -15,8 +15,8 @@ from typing import Final
 # a capture costs about as much as so many eager steps gain
 _CAPTURE_STEPS: Final = 400
 # seconds: torch's compiler, a graph of few calls; each further call; what each call costs a replay
-_COMPILE_ONCE: Final = 12.0
-_COMPILE_CALL: Final = 0.06
+_COMPILE_ONCE: Final = 6.0
+_COMPILE_CALL: Final = 0.04
 _REPLAY_CALL: Final = 2.5e-6
 # a compiled step this much slower than a replay is given up
 _VETO: Final = 1.25

@@ -166,11 +166,11 @@ class CompiledSteps:
         loss, norm, values, *gradients = step(*inputs.tensors)
         found.watch.add(kind, time.perf_counter() - started)
         outputs = found.graph.outputs
-        terms = dict(zip(outputs.names, values.unbind(), strict=True))
+        terms = Terms.from_stack(outputs.names, values, outputs.per_datum, outputs.local)
         return Replayed(
             loss.item(),
             norm,
-            Terms(terms, outputs.per_datum, outputs.local),
+            terms,
             list(zip(outputs.with_gradient, gradients, strict=True)),
             before,
         )

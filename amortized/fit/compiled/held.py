@@ -3,9 +3,9 @@
 A program may read an attribute, a variable that it closes over, a global or an entry of a dict:
 ``self.beta``, ``TEMPERATURE``, ``config["dropout"]``. A graph has the value that was there when it
 was captured. These places are compared before each replay, which costs a few microseconds; where
-one was changed, the graph is compared with the programs again. What the programs change by
-themselves while they run (a counter of calls), and what changes all the time and never mattered, is
-left to the regular comparisons.
+one was changed, the step is captured again, and the graphs are compared. What the programs change
+by themselves while they run (a counter of calls), and what changes all the time and never mattered,
+is left to the regular comparisons.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LIBRARIES: Final = frozenset(
 _MOST: Final = 2000
 _DEEPEST: Final = 6
 # changes of one place, after which it is no longer looked at
-_RESTLESS: Final = 50
+_RESTLESS: Final = 20
 
 
 @final
@@ -159,12 +159,13 @@ class HeldValues:
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         for name, cell in cells:
             self._place(cell, None, _read(cell), f"{name} of {path}", depth)
-        known = {
-            n: function.__globals__[n]
-            for n in _globals_of(function.__code__)
-            if n in function.__globals__
-        }
+        names = list(_globals_of(function.__code__))
+        known = {n: function.__globals__[n] for n in names if n in function.__globals__}
         self._entries(function.__globals__, known, "", depth)
+        for name, value in known.items():  # config.BETA, Config.beta
+            if isinstance(value, ModuleType | type) and not _is_library(value):
+                looked_up = {n: vars(value)[n] for n in names if n in vars(value)}
+                self._entries(vars(value), looked_up, name, depth)
 
     def _entries(self, owner: Any, held: Mapping[Any, Any], path: str, depth: int) -> None:
         for key, value in dict(held).items():
@@ -226,6 +227,10 @@ def _ours(module: nn.Module) -> bool:
 
 def _from_library(value: Any) -> bool:
     return str(getattr(value, "__module__", None)).partition(".")[0] in _LIBRARIES
+
+
+def _is_library(value: ModuleType | type) -> bool:
+    return value.__name__.partition(".")[0] in _LIBRARIES or _from_library(value)
 
 
 def _is_users(value: Any) -> bool:

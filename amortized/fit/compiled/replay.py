@@ -59,7 +59,7 @@ class _Source:
                 self.names[node] = f"v{len(self.names)}"
                 inputs.append(self.names[node])
             elif node.op == "get_attr":
-                self.names[node] = self._bind(_attribute(self.module, str(node.target)))
+                self.names[node] = self._bind(attribute_of(self.module, str(node.target)))
             elif node.op == "output":
                 lines.append(f"return {self._text(node.args[0])}")
             else:
@@ -98,7 +98,8 @@ class _Source:
         return name
 
 
-def _attribute(module: GraphModule, path: str) -> Any:
+def attribute_of(module: GraphModule, path: str) -> Any:
+    """What a ``get_attr`` node refers to."""
     held: Any = module
     for part in path.split("."):
         held = getattr(held, part)
@@ -117,4 +118,4 @@ def _function(target: Any) -> Callable[..., Any]:
 def attributes(module: GraphModule) -> Sequence[Tensor]:
     """The tensors that a graph refers to, in the order of the graph."""
     names = dict.fromkeys(str(n.target) for n in module.graph.nodes if n.op == "get_attr")
-    return [_attribute(module, name) for name in names]
+    return [attribute_of(module, name) for name in names]

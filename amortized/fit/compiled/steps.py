@@ -22,6 +22,7 @@ from amortized.fit.compiled.choice import Outlook, Stopwatch, worth_capturing, w
 from amortized.fit.compiled.held import HeldValues
 from amortized.fit.compiled.inductor import compiled_step
 from amortized.fit.compiled.replay import Replay, replay_of
+from amortized.fit.compiled.same import same_graph
 from amortized.fit.terms import Terms
 
 Compile = Literal["off", "graph", "inductor", "auto"]
@@ -155,7 +156,7 @@ class CompiledSteps:
         if step is None or found.graph is None:
             return None
         if self._held.version() not in found.versions:
-            if not self._still_serves(found, found.graph, step, inputs):
+            if not self._still_serves(found, found.graph, inputs):
                 return None
         if is_due(found.replays):
             self._audit(found, found.graph, step, inputs)
@@ -219,16 +220,13 @@ class CompiledSteps:
             if sum(1 for other in others if other.graph) >= _MOST_GRAPHS:
                 found.eager = True
                 return False
-            self._held.version()
-            found.graph = StepGraph(self._program, self._buffers, inputs, seen=found.ran)
-            self._held.after_run()
-            found.replay = replay_of(found.graph.module)
-            found.versions = {self._held.version()}
+            self._take(found, self._graph(found, inputs))
         if self.mode == "auto" and found.watch.slower("replay", "eager"):
             found.eager = True
             return False
-        if found.compiled is None and self._time_to_compile(found, found.graph):
-            found.compiled, found.replays = compiled_step(found.graph.module, inputs.tensors), 0
+        graph = found.graph
+        if graph is not None and found.compiled is None and self._time_to_compile(found, graph):
+            found.compiled, found.replays = compiled_step(graph.module, inputs.tensors), 0
         if self.mode == "auto" and found.watch.slower("compiled", "replay"):
             found.compiled, found.interpreted, found.replays = None, True, 0
         return True
@@ -253,23 +251,35 @@ class CompiledSteps:
             return False
         return worth_compiling(self._outlook(found), graph.calls)
 
-    def _still_serves(
-        self, found: Signature, graph: StepGraph, step: Replay, inputs: StepInputs
-    ) -> bool:
-        """Whether a value that was changed makes no difference; else the next graph is another."""
+    def _still_serves(self, found: Signature, graph: StepGraph, inputs: StepInputs) -> bool:
+        """Whether a value that was changed leaves the graph as it is; else there is another one.
+
+        One batch would not do to see that: a limit may be reached by a later one.
+        """
+        now = self._graph(found, inputs)
+        if now.outputs == graph.outputs and same_graph(now.module, graph.module):
+            found.versions.add(self._held.version())
+            return True
+        if len(found.variants) >= _MOST_VARIANTS:
+            raise CaptureError(
+                "a value that the programs look up changes again and again "
+                f"({self._held.changed}), and a capture holds it fixed; make it a tensor that is "
+                "changed in place, or use kl_weight= for a weight of the KL"
+            )
+        other = Signature(found.name, found.variants, seen=found.seen, ran=found.ran)
+        self._take(other, now)
+        return False
+
+    def _graph(self, found: Signature, inputs: StepInputs) -> StepGraph:
+        self._held.version()
         try:
-            self._audit(found, graph, step, inputs)
-        except CaptureError as error:
-            if len(found.variants) >= _MOST_VARIANTS:
-                raise CaptureError(
-                    "a value that the programs look up changes again and again "
-                    f"({self._held.changed}), and a capture holds it fixed; make it a tensor that "
-                    "is changed in place, or use kl_weight= for a weight of the KL"
-                ) from error
-            Signature(found.name, found.variants, seen=found.seen, ran=found.ran)
-            return False
-        found.versions.add(self._held.version())
-        return True
+            return StepGraph(self._program, self._buffers, inputs, seen=found.ran)
+        finally:
+            self._held.after_run()
+
+    def _take(self, found: Signature, graph: StepGraph) -> None:
+        found.graph, found.replay = graph, replay_of(graph.module)
+        found.versions = {self._held.version()}
 
     def _audit(self, found: Signature, graph: StepGraph, step: Replay, inputs: StepInputs) -> None:
         self._held.version()

@@ -9,13 +9,15 @@ A step has everything that a user's step has, to the loss as a Python float. Num
 where it is installed (``pip install -e '.[benchmarks]'``). How contestants take turns: `turns`;
 what each does: `works`, `probabilistic`, `by_hand`, `with_numpyro`; whole processes: `whole`;
 growth: `growth`. "ours" is the fastest of the compiled modes. "start s" is what the first steps
-cost beyond what they cost later: capture, trace and compile, with empty caches of compilers.
+cost beyond what they cost later: capture, trace and compile, with empty caches of compilers, and
+the import of torch._dynamo (1 to 2 s), which torch does where its first optimizer is made.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -83,7 +85,9 @@ def compare(options: argparse.Namespace, settings: turns.Settings, console: Cons
         report["works"][name] = [result.as_dict() for result in results.values()]
         rows += tables.targets(BY_NAME[name], results)
     for name, measure in (("whole", whole.whole), ("import", whole.imports)):
-        if name in options.only:
+        if name == "whole" in options.only and importlib.util.find_spec("sklearn") is None:
+            console.print("  whole is left out: scikit-learn, which has its data, is not installed")
+        elif name in options.only:
             table, more, report[name] = measure(settings, options.rounds)
             console.print(table)
             rows += more

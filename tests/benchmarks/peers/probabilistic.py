@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.optim import Adam
 from torch import nn
 
 import amortized as am
@@ -70,7 +72,7 @@ def their_loss(work: Work) -> PyroELBO:
     return Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
 
 
-def our_step(work: Work, mode: str) -> Step:
+def our_step(work: Work, mode: Any) -> Step:
     """``am.SVI.step``."""
     data, (model, guide) = batches(work), pair(work)
     try:
@@ -84,7 +86,7 @@ def their_step(work: Work) -> Step:
     """``pyro.infer.SVI.step`` with Pyro's optimizer, validation off."""
     pyro.enable_validation(False)
     data, (model, guide) = batches(work), pair(work)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": LR}), their_loss(work))
+    svi: Any = SVI(model, guide, Adam({"lr": LR}), their_loss(work))
     return lambda i: svi.step(data[i % len(data)]) / work.data
 
 
@@ -110,7 +112,7 @@ def loss_and_grads(work: Work, whose: str) -> Step:
     """The loss and its gradient alone; no parameter moves."""
     pyro.enable_validation(False)
     data, (model, guide) = batches(work), pair(work)
-    loss = our_loss(work) if whose == "ours" else their_loss(work)
+    loss: Any = our_loss(work) if whose == "ours" else their_loss(work)
     leaves = [*model.parameters(), *guide.parameters()]
 
     def step(i: int) -> float:

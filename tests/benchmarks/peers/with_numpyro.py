@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ def update(work: Work) -> Step:
     first = {name: jnp.asarray(value.T) for name, value in work.weights().items()}
     data = [jnp.asarray(batch) for batch in work.batches()]
 
-    def network(name: str, x: jax.Array) -> jax.Array:
-        def value(end: str) -> jax.Array:
+    def network(name: str, x: Any) -> jax.Array:
+        def value(end: str) -> Any:
             return numpyro.param(f"{name}.{end}", first[f"{name}.{end}"])
 
         hidden = jnp.tanh(x @ value("0.weight") + value("0.bias"))

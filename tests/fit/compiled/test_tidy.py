@@ -583,7 +583,7 @@ def check_random(text: tuple[list[tuple[str, int, int]], list[int]]) -> None:
 RANDOM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(RANDOM, max_examples=150)
+@settings(RANDOM, max_examples=100)
 @given(texts())
 def test_random_graphs(text: tuple[list[tuple[str, int, int]], list[int]]) -> None:
     check_random(text)

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 def digits() -> list[torch.Tensor]:
     """Training, validation and test images ``[n, 64]``, black and white."""
-    pixels = load_digits().data
+    pixels, _ = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(pixels))
     x = torch.tensor(pixels > 8, dtype=torch.float32)
     return [x[part] for part in np.split(order, [1257, 1437])]

@@ -7,11 +7,13 @@ Pyro's validation is off, which is a third faster than Pyro as it comes.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 from digits import digits
 from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
 from torch import nn
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, TensorDataset
@@ -39,7 +41,7 @@ def main(epochs: int) -> None:
     pyro.set_rng_seed(0)
     pyro.enable_validation(False)
     train, val, test = digits()
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    svi: Any = SVI(model, guide, Adam({"lr": 1e-3}), Trace_ELBO())
     loader = DataLoader(TensorDataset(train), batch_size=BATCH, shuffle=True)
     val_loader = DataLoader(TensorDataset(val), batch_size=BATCH)
     history = []

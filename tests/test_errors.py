@@ -25,9 +25,11 @@ CHILDREN = [*KINDS, am.DataError]  # bad data are a wrong call, too
 INTERNAL = {"DeeperPlatesError", "Interrupted", "CaptureError"}
 # raised and turned into one of ours in the same file, or built there
 SPECIAL = {
+    "checkpoint": {"_unreadable"},
     "checkpoint_files": {"BlockingIOError"},
     "checkpoint_metadata": {"ValueError"},
     "checkpoint_values": {"_refused"},
+    "mapped": {"ValueError"},
     "report": {"CODES[self.errors[0].code]"},
     "survey": {"TypeError"},
 }

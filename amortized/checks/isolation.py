@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import getclosurevars, isfunction, ismethod
@@ -18,7 +19,7 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from amortized.programs.study import modules_of, undisturbed
+from amortized.programs.study import modules_of, outside_generators, undisturbed
 
 # a longer list or dict holds data, not generators
 _LONG = 1000
@@ -111,6 +112,26 @@ def generators_kept(*programs: Any) -> Iterator[None]:
     finally:
         for put_back in restore:
             put_back()
+
+
+def outside_states(*programs: Any) -> Hashable:
+    """Python's and numpy's generators, the global ones and those that programs hold."""
+    return outside_generators(), *(_state(generator) for generator in _generators(*programs))
+
+
+def _state(generator: Any) -> Hashable:
+    if isinstance(generator, torch.Generator):  # a capture follows it
+        return None
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.RandomState):
+        return pickle.dumps(generator.get_state())
+    return repr(generator.bit_generator.state)
+
+
+def torch_generators(*programs: Any) -> list[torch.Generator]:
+    """Those of torch that programs hold."""
+    return [g for g in _generators(*programs) if isinstance(g, torch.Generator)]
 
 
 def _restoring(generator: Any) -> Callable[[], object]:

@@ -72,6 +72,11 @@ class Stepper:
         self._estimators = -1
         self._before_group: list[Copy] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles capture anew: a graph refers to these very parameters."""
+        known = self._known_of_steps if self._compiled is None else self._compiled.state_dict()
+        return {**vars(self), "_compiled": None, "_known_of_steps": known}
+
     def warm_up(self, batch: Any, *, again: bool = False) -> None:
         """Runs the pair once, so that every parameter exists; the global stream does not move."""
         if self._count >= 0 and not again:
@@ -156,9 +161,9 @@ class Stepper:
         steps = self._steps()
         steps.to_come = self.to_come
         self.to_come = None if self.to_come is None else self.to_come - 1
-        inputs = StepInputs(batch, self.optimizer.leaves(), data, kl_weight, weight)
-        state = torch_state()
+        state, own = torch_state(), [(g, g.get_state()) for g in steps.generators]
         try:
+            inputs = StepInputs(batch, self.optimizer.leaves(), data, kl_weight, weight)
             found = steps.find(inputs)
             replayed = steps.step(found, inputs, self._copied if self.compile == "auto" else None)
         except CaptureError as error:
@@ -170,7 +175,9 @@ class Stepper:
         if not math.isfinite(replayed.loss):
             put_back(replayed.before)
             restore_torch(state)
-            self._accumulated(batch, data, kl_weight, weight)  # raises, and says where
+            for generator, before in own:
+                generator.set_state(before)
+            return Terms.of(self._accumulated(batch, data, kl_weight, weight))  # says where
         self._take(replayed, weight)
         return replayed.terms
 
@@ -221,7 +228,8 @@ class Stepper:
         if self._compiled is None:
             pair = (self.model, self.guide)
             program = StepProgram(self._estimate, self.loss.learn, self._around, pair)
-            self._compiled = CompiledSteps(self.compile, program, pair, self.parameters.networks)
+            networks = self.parameters.networks
+            self._compiled = CompiledSteps(self.compile, program, self._buffers, networks)
             self._compiled.load_state_dict(self._known_of_steps)
         return self._compiled
 

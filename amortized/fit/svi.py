@@ -99,6 +99,11 @@ class SVI:
     ) -> None:
         if compile not in COMPILE:
             raise UsageError(f"compile={compile!r}: expected one of {', '.join(COMPILE)}")
+        if validate and compile in ("graph", "inductor"):
+            raise UsageError(
+                f"validate=True with compile={compile!r}: Pyro's checks read values, which a "
+                "captured step cannot; use compile='off' with validate=True"
+            )
         for name, program in (("model", model), ("guide", guide)):
             refuse_no_program(name, program)
         if not isinstance(loss, VariationalLoss | None):
@@ -116,7 +121,7 @@ class SVI:
             self.loss,
             GroupedOptimizer(optimizer, lr),
             validate=validate,
-            compile=compile,
+            compile="off" if validate else compile,
         )
         if device is not None:
             self._stepper.to(device_of(device))

@@ -23,17 +23,37 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import get_total_norm
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from amortized.checks.isolation import generators_kept
+from amortized.checks.isolation import generators_kept, outside_states
 from amortized.estimate import Estimate
 from amortized.fit.buffers import MovingBuffers, put_back
-from amortized.fit.compiled.tidy import tidied
+from amortized.fit.compiled.tidy import own_outputs, tidied
 from amortized.fit.rng import restore_torch, torch_state
 from amortized.fit.terms import Terms
 from amortized.programs.records import DataPlate
 
-_TENSOR: Final = object()
+
+class _Tensor:
+    """Stands for a tensor among the leaves of a batch; a class, so that copies are the same."""
+
+
+_TENSOR: Final = _Tensor
+_READS: Final = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+# what a batch may hold besides tensors: their values are part of the signature
+_PLAIN: Final = (
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    np.ndarray,
+    np.generic,
+    torch.dtype,
+    torch.device,
+)
 # what a graph returns before the gradients: loss, norm, terms
 _LEADING: Final = 3
 
@@ -88,8 +108,16 @@ class StepInputs:
         leaves, spec = _flattened(self.batch)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         # a one stays a number, so that the graph has no use for it
-        weights = [torch.tensor(w) for w in (self.kl_weight, self.weight) if w != 1.0]
+        precision = next((p.dtype for p in self.leaves if p.is_floating_point()), None)
+        moving = [w for w in (self.kl_weight, self.weight) if w != 1.0]
+        weights = [torch.tensor(w, dtype=precision) for w in moving]
         object.__setattr__(self, "tensors", tensors + weights)
+        for leaf in leaves:
+            if not isinstance(leaf, (Tensor, *_PLAIN)):
+                raise CaptureError(
+                    f"the batch holds a {type(leaf).__name__}, of which a capture cannot know when "
+                    "it is another; pass tensors"
+                )
         others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         object.__setattr__(self, "others", others)
         object.__setattr__(self, "spec", spec)
@@ -103,7 +131,15 @@ class StepInputs:
             tuple(leaf.requires_grad for leaf in self.leaves),
             self.data,
             (self.kl_weight != 1.0, self.weight != 1.0),
+            (torch.get_default_dtype(), _autocast_type()),
         )
+
+
+def _autocast_type() -> torch.dtype | None:
+    for kind in ("cuda", "cpu"):
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+    return None
 
 
 def _text(value: Any) -> str:
@@ -175,11 +211,24 @@ class StepGraph:
         )
 
     def eager(self, *tensors: Tensor) -> list[Tensor]:
-        """The step as the programs are written, with the same inputs and outputs."""
+        """The step as the programs are written and as training takes it, with the same outputs."""
+        before = outside_states(*self.program.programs)
         with self.program.around(False):
-            return self._step(*tensors)
+            found = self._step(self._backward, *tensors)[1]
+        if outside_states(*self.program.programs) != before:
+            raise CaptureError(
+                "the programs draw from a generator of Python or numpy, and a captured step would "
+                "repeat the same draw; use pyro.sample or torch's functions"
+            )
+        return found
 
-    def _step(self, *tensors: Tensor) -> list[Tensor]:
+    def _traced(self, *tensors: Tensor) -> list[Tensor]:
+        self._outputs, found = self._step(self._gradients, *tensors)
+        return found
+
+    def _step(
+        self, differentiate: Callable[[Tensor], dict[int, Tensor]], *tensors: Tensor
+    ) -> tuple[Outputs, list[Tensor]]:
         given = iter(tensors)
         leaves = [next(given) if value is _TENSOR else value for value in self._others]
         batch = leaves[0] if self._spec is None else tree_unflatten(leaves, self._spec)
@@ -187,23 +236,26 @@ class StepGraph:
         estimate = self.program.evaluate(batch, self.data, kl_weight)
         loss = estimate.loss / (estimate.data_size or 1)
         loss = loss * share if isinstance(share, Tensor) else loss
-        indices, gradients = self._gradients(loss)
+        gradients = differentiate(loss)
         self.program.learn(estimate)
         terms = Terms.of(estimate)
-        self._outputs = Outputs(tuple(terms.values), terms.per_datum, terms.local, indices)
+        outputs = Outputs(tuple(terms.values), terms.per_datum, terms.local, tuple(gradients))
         values = [value.reshape(()) for value in terms.values.values()]
-        norm = get_total_norm(gradients) if gradients else torch.zeros(())
-        return [terms.values["loss"], norm, torch.stack(values), *gradients]
+        found = list(gradients.values())
+        norm = get_total_norm(found) if found else torch.zeros(())
+        return outputs, [terms.values["loss"], norm, torch.stack(values), *found]
 
     def gradients_of(self, returned: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients among what `eager` or a replay returned."""
         return returned[_LEADING : _LEADING + len(self.outputs.with_gradient)]
 
-    def trial(self, step: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> list[Tensor]:
-        """What a step gives and where it leaves buffers; everything is put back."""
+    def trial(
+        self, step: Callable[..., list[Tensor]], tensors: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """What a step gives, where it leaves buffers, and the generator; everything is put back."""
         with self._put_back():
             found = [value.detach().clone() for value in step(*tensors)]
-            return found + self.buffers.values()
+            return found + self.buffers.values(), torch.get_rng_state()
 
     @contextmanager
     def _put_back(self) -> Iterator[None]:
@@ -216,34 +268,57 @@ class StepGraph:
                 restore_torch(state)
                 put_back(before)
 
-    def _gradients(self, loss: Tensor) -> tuple[tuple[int, ...], list[Tensor]]:
-        asked = [index for index, leaf in enumerate(self.leaves) if leaf.requires_grad]
-        found = torch.autograd.grad(loss, [self.leaves[i] for i in asked], allow_unused=True)
-        # as ``backward`` has it: each gradient in its own memory, laid out as its parameter
-        memory = {leaf.untyped_storage().data_ptr() for leaf in self.leaves}
-        indices, gradients = [], []
-        for index, gradient in zip(asked, found, strict=True):
-            if gradient is None:
-                continue
-            leaf, place = self.leaves[index], gradient.untyped_storage().data_ptr()
-            if place in memory or gradient.stride() != leaf.stride():
-                gradient = torch.empty_like(leaf).copy_(gradient)
-            memory.add(place)
-            indices.append(index)
-            gradients.append(gradient.detach())
-        return tuple(indices), gradients
+    def _gradients(self, loss: Tensor) -> dict[int, Tensor]:
+        """By the place of the leaf, laid out as the leaf, as ``backward`` has it."""
+        asked = {index: leaf for index, leaf in enumerate(self.leaves) if leaf.requires_grad}
+        found = torch.autograd.grad(loss, list(asked.values()), allow_unused=True)
+        gradients = {}
+        for (index, leaf), gradient in zip(asked.items(), found, strict=True):
+            if gradient is not None:
+                if gradient.stride() != leaf.stride():
+                    gradient = torch.empty_like(leaf).copy_(gradient)
+                gradients[index] = gradient.detach()
+        return gradients
+
+    def _backward(self, loss: Tensor) -> dict[int, Tensor]:
+        """By ``backward`` itself: hooks and reentrant functions may give others."""
+        kept = [leaf.grad for leaf in self.leaves]
+        try:
+            for leaf in self.leaves:
+                leaf.grad = None
+            loss.backward()
+            return {i: leaf.grad for i, leaf in enumerate(self.leaves) if leaf.grad is not None}
+        finally:
+            for leaf, gradient in zip(self.leaves, kept, strict=True):
+                leaf.grad = gradient
 
     def _captured(self, tensors: Sequence[Tensor]) -> GraphModule:
         """Capturing runs the step once for real: state and generators are put back."""
         try:
             # one mode for all nodes: torch would make one for each, in half of the time
             shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-            with self._put_back(), self.program.around(True), tracing(shapes):
-                captured = make_fx(self._step)(*tensors)
+            with self._put_back(), self.program.around(True), tracing(shapes), _NoReads():
+                captured = make_fx(self._traced)(*tensors)
+        except CaptureError:
+            raise
         except Exception as error:
             raise CaptureError(_reason(error)) from error
         _refuse_shapes_of_values(captured)
+        own_outputs(captured, _LEADING)
         return captured
+
+
+class _NoReads(TorchFunctionMode):
+    """Refuses what would read values past the capture."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every call of torch in the programs."""
+        if func in _READS:
+            raise CaptureError(
+                f"the programs read the value of a tensor (.{func.__name__}()), so their "
+                "structure may depend on it"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 def _refuse_shapes_of_values(module: GraphModule) -> None:

@@ -11,6 +11,7 @@ is left to the regular comparisons.
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +47,8 @@ class HeldValues:
     def __init__(self, programs: list[Callable[..., Any]], modules: list[nn.Module]) -> None:
         self._names: list[str] = []
         self._reads: list[Callable[[], Any]] = []
-        self._changes: list[int] = []
+        self._changes: list[float] = []
+        self._noted: list[int] = []
         self._seen: set[int] = set()
         for module in modules:
             if not _ours(module):
@@ -71,10 +73,27 @@ class HeldValues:
         """How many different sets of values there were."""
         return len(self._versions)
 
-    def after_run(self) -> None:
-        """The programs ran: what they changed by themselves is no longer looked at."""
-        now = self._now()
-        self._keep([i for i, value in enumerate(now) if _same(value, self._last[i])])
+    def after_run(self) -> list[str]:
+        """The programs ran: the numbers that they changed by themselves, by name.
+
+        Objects that they replaced (a cache, the last draw) are no longer looked at.
+        """
+        now, still, moved = self._now(), [], []
+        for place, value in enumerate(now):
+            if _same(value, self._last[place]):
+                still.append(place)
+            elif isinstance(value, _PLAIN) and isinstance(self._last[place], _PLAIN):
+                still.append(place)
+                moved.append(self._names[place])
+                self._versions[self._current][place] = value
+        self._last = self._versions[self._current]
+        self._keep(still)
+        return moved
+
+    def matters(self) -> None:
+        """What changed last made another graph: those places are looked at for good."""
+        for place in self._noted:
+            self._changes[place] = -math.inf
 
     def _keep(self, still: list[int]) -> None:
         if len(still) == len(self._names):
@@ -82,6 +101,7 @@ class HeldValues:
         self._names = [self._names[i] for i in still]
         self._reads = [self._reads[i] for i in still]
         self._changes = [self._changes[i] for i in still]
+        self._noted = [new for new, old in enumerate(still) if old in self._noted]
         self._versions = [[values[i] for i in still] for values in self._versions]
         self._last = self._versions[self._current]
 
@@ -96,6 +116,7 @@ class HeldValues:
             tensor = isinstance(then, _ARRAYS) or isinstance(value, _ARRAYS)
             kind = "tensor" if tensor else type(then).__name__
             self.changed = f"{self._names[changed[0]]} holds another {kind}"
+        self._noted = changed
         for index in changed:
             self._changes[index] += 1
         known = (i for i, values in enumerate(self._versions) if all(map(_same, values, now)))
@@ -123,22 +144,25 @@ class HeldValues:
             self._visit(value.__func__, path, depth + 1)
         elif isinstance(value, FunctionType):
             self._function(value, path, depth)
-        elif isinstance(value, dict):
-            self._entries(value, value, path, depth)
-        elif isinstance(value, list):
-            self._entries(value, dict(enumerate(value)), path, depth)
+        elif isinstance(value, dict | list):
+            known = value if isinstance(value, dict) else dict(enumerate(value))
+            self._entries(value, known, path, depth)
+            self._watch(partial(len, value), f"the length of {path}")
         elif _is_users(value):
             self._entries(vars(value), vars(value), path, depth)
             self._class(value, path, depth)
 
     def _module(self, module: nn.Module, path: str) -> None:
         self._seen.add(id(module))
-        held = {k: v for k, v in vars(module).items() if k not in ("training", "_modules")}
-        buffers = held.pop("_buffers", {})
-        torchs = (dict, set) if not _from_library(type(module)) else object
-        held = {k: v for k, v in held.items() if not (k[0] == "_" and isinstance(v, torchs))}
-        self._entries(vars(module), held, path, 0)
-        self._entries(buffers, buffers, path, 0)
+        own = vars(module)
+        held = {name: value for name, value in own.items() if name not in _TORCHS}
+        if _from_library(type(module)):
+            held = {k: v for k, v in held.items() if k[0] != "_" or isinstance(v, _NUMBERS)}
+        self._entries(own, held, path, 0)
+        for part in ("_buffers", "_parameters", "_modules"):
+            self._entries(own[part], own[part], path, 0)
+        if not _from_library(type(module)):
+            self._watch(partial(len, own), f"the number of attributes of {path}")
         self._class(module, path, 0)
 
     def _class(self, owner: Any, path: str, depth: int) -> None:
@@ -171,14 +195,22 @@ class HeldValues:
         for key, value in dict(held).items():
             self._place(owner, key, value, f"{path}.{key}" if path else str(key), depth)
 
+    def _watch(self, read: Callable[[], Any], path: str) -> None:
+        if len(self._names) >= _MOST:
+            return
+        self._names.append(path)
+        self._reads.append(read)
+        self._changes.append(0)
+
     def _place(self, owner: Any, key: Any, value: Any, path: str, depth: int) -> None:
         if isinstance(value, ModuleType | type) or len(self._names) >= _MOST:
             return
-        self._names.append(path)
-        self._reads.append(_reader(owner, key))
-        self._changes.append(0)
+        self._watch(_reader(owner, key), path)
         if not isinstance(value, _PLAIN):
             self._visit(value, path, depth + 1)
+
+
+_TORCHS: Final = frozenset(vars(nn.Module()))
 
 
 def _same(value: Any, other: Any) -> bool:
@@ -236,6 +268,10 @@ def _is_library(value: ModuleType | type) -> bool:
 def _is_users(value: Any) -> bool:
     if type(value).__module__.startswith("pyro.poutine"):  # such as poutine.scale(model, beta)
         return True
-    if inspect.getattr_static(value, "__dict__", None) is None or _from_library(type(value)):
+    if _from_library(type(value)) or inspect.getattr_static(value, "__array__", None) is not None:
+        return False  # a library's, or a table
+    try:
+        vars(value)
+    except TypeError:
         return False
-    return inspect.getattr_static(value, "__array__", None) is None  # a table
+    return True

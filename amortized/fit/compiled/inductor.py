@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
@@ -22,11 +23,11 @@ def compiled_step(module: GraphModule, tensors: list[Tensor]) -> Replay:
     Raises:
         CaptureError: the compiler is missing or fails.
     """
-    state = [tensor.detach() for tensor in attributes(module)]
+    state = _State(attributes(module))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch deprecates in itself is not the user's
-            inputs: list[Any] = [*tensors, *state]
+            inputs: list[Any] = [*tensors, *state.now()]
             compiled: Any = torch._inductor.compile(_with_inputs(module), inputs, options=_OPTIONS)
     except Exception as error:
         raise CaptureError(
@@ -36,9 +37,27 @@ def compiled_step(module: GraphModule, tensors: list[Tensor]) -> Replay:
 
     def step(*given: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            return list(compiled(*given, *state))
+            return list(compiled(*given, *state.now()))
 
     return step
+
+
+@final
+class _State:
+    """The tensors that a graph refers to, without their history; their memory may be exchanged."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self._places: list[int] = []
+        self._detached: list[Tensor] = []
+
+    def now(self) -> list[Tensor]:
+        """Each on the memory that it has now."""
+        places = [tensor.data_ptr() for tensor in self._tensors]
+        if places != self._places:
+            self._places = places
+            self._detached = [tensor.detach() for tensor in self._tensors]
+        return self._detached
 
 
 def _with_inputs(module: GraphModule) -> GraphModule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any, Final, Literal, final
 
 from torch import Tensor, nn
 
+from amortized.checks.isolation import torch_generators
+from amortized.errors import CheckWarning
 from amortized.fit.buffers import Copy, MovingBuffers
 from amortized.fit.compiled.audit import audit, is_due
 from amortized.fit.compiled.capture import (
@@ -95,24 +98,26 @@ class CompiledSteps:
     Args:
         mode: ``"graph"``, ``"inductor"`` or ``"auto"``.
         program: what a step runs.
-        programs: the model and the guide.
-        modules: every module whose mode and buffers take part.
+        buffers: those that runs were seen to move.
+        modules: every module whose mode takes part.
     """
 
     def __init__(
         self,
         mode: Compile,
         program: StepProgram,
-        programs: Sequence[Callable[..., Any]],
+        buffers: MovingBuffers,
         modules: Sequence[nn.Module],
     ) -> None:
         self.mode = mode
         self.to_come: int | None = None
         """Batches that this training will still take; None: nobody knows."""
-        self._program, self._buffers = program, MovingBuffers(modules)
+        self._program, self._buffers = program, buffers
         every = list({id(m): m for module in modules for m in module.modules()}.values())
         self._modes = [vars(module) for module in every]
-        self._held = HeldValues(list(programs), every)
+        self.generators = torch_generators(*program.programs)
+        """The programs' own."""
+        self._held = HeldValues(list(program.programs), every)
         self._met: dict[Hashable, list[Signature]] = {}
         self._saved: dict[str, dict[str, Any]] = {}
         self._main: str | None = None
@@ -152,20 +157,19 @@ class CompiledSteps:
         self._count(found)
         if not self._captured(found, inputs):
             return None
-        step, kind = (found.compiled, "compiled") if found.compiled else (found.replay, "replay")
+        if self._held.version() not in found.versions:
+            found = self._variant(found, inputs)
+        step = self._function(found, inputs)
         if step is None or found.graph is None:
             return None
-        if self._held.version() not in found.versions:
-            if not self._still_serves(found, found.graph, inputs):
-                return None
         if is_due(found.replays):
-            self._audit(found, found.graph, step, inputs)
+            step = self._audited(found, found.graph, step, inputs)
             found.kept = None if keep is None else keep()
         found.replays += 1
         before = self._buffers.copies()
         started = time.perf_counter()
         loss, norm, values, *gradients = step(*inputs.tensors)
-        found.watch.add(kind, time.perf_counter() - started)
+        found.watch.add("replay", time.perf_counter() - started)
         outputs = found.graph.outputs
         terms = Terms.from_stack(outputs.names, values, outputs.per_datum, outputs.local)
         return Replayed(
@@ -197,6 +201,7 @@ class CompiledSteps:
             }
             for variants in self._met.values()
             for found in variants[-1:]
+            if found.seen > 1 or found.name == self._main
         }
         return {"main": self._main, "total": self._total, "signatures": {**self._saved, **met}}
 
@@ -221,15 +226,36 @@ class CompiledSteps:
                 found.eager = True
                 return False
             self._take(found, self._graph(found, inputs))
-        if self.mode == "auto" and found.watch.slower("replay", "eager"):
+        if self.mode == "auto" and not found.compiled and found.watch.slower("replay", "eager"):
             found.eager = True
             return False
+        return True
+
+    def _function(self, found: Signature, inputs: StepInputs) -> Replay | None:
+        """The replay, or the compiled step; compiled when it is time."""
         graph = found.graph
         if graph is not None and found.compiled is None and self._time_to_compile(found, graph):
-            found.compiled, found.replays = compiled_step(graph.module, inputs.tensors), 0
-        if self.mode == "auto" and found.watch.slower("compiled", "replay"):
-            found.compiled, found.interpreted, found.replays = None, True, 0
-        return True
+            try:
+                compiled = compiled_step(graph.module, inputs.tensors)
+                graph.trial(compiled, inputs.tensors)
+                found.compiled, found.replays = compiled, 0
+            except Exception as error:
+                self._interpret(found, error)
+        return found.compiled or found.replay
+
+    def _interpret(self, found: Signature, error: Exception) -> None:
+        """Gives a compiled step up: replays are right, under "auto" they go on."""
+        if self.mode != "auto":
+            if isinstance(error, CaptureError):
+                raise error
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise CaptureError(f"the compiled step failed ({text}); use compile='graph'") from error
+        found.compiled, found.interpreted, found.replays = None, True, 0
+        warnings.warn(
+            f"compile='auto': steps are replayed, and not compiled: {error}",
+            CheckWarning,
+            stacklevel=2,
+        )
 
     def _outlook(self, found: Signature) -> Outlook:
         share = found.seen / max(1, self._total)
@@ -251,42 +277,60 @@ class CompiledSteps:
             return False
         return worth_compiling(self._outlook(found), graph.calls)
 
-    def _still_serves(self, found: Signature, graph: StepGraph, inputs: StepInputs) -> bool:
-        """Whether a value that was changed leaves the graph as it is; else there is another one.
+    def _variant(self, found: Signature, inputs: StepInputs) -> Signature:
+        """What serves these steps now that a value was changed: a graph that is there, or another.
 
-        One batch would not do to see that: a limit may be reached by a later one.
+        To compare results on one batch would not do: a limit may be reached by a later one.
         """
         now = self._graph(found, inputs)
-        if now.outputs == graph.outputs and same_graph(now.module, graph.module):
-            found.versions.add(self._held.version())
-            return True
+        for known in found.variants:
+            graph = known.graph
+            if graph is not None and graph.outputs == now.outputs:
+                if same_graph(graph.module, now.module):
+                    known.versions.add(self._held.version())
+                    return known
         if len(found.variants) >= _MOST_VARIANTS:
             raise CaptureError(
                 "a value that the programs look up changes again and again "
                 f"({self._held.changed}), and a capture holds it fixed; make it a tensor that is "
                 "changed in place, or use kl_weight= for a weight of the KL"
             )
+        self._held.matters()
         other = Signature(found.name, found.variants, seen=found.seen, ran=found.ran)
         self._take(other, now)
-        return False
+        return other
 
     def _graph(self, found: Signature, inputs: StepInputs) -> StepGraph:
         self._held.version()
-        try:
-            return StepGraph(self._program, self._buffers, inputs, seen=found.ran)
-        finally:
-            self._held.after_run()
+        graph = StepGraph(self._program, self._buffers, inputs, seen=found.ran)
+        self._refuse_moved()
+        return graph
+
+    def _refuse_moved(self) -> None:
+        """A number that runs change, such as a counter of calls, would stand still in replays."""
+        moved = self._held.after_run()
+        if moved:
+            raise CaptureError(
+                f"the programs change {moved[0]} while they run, and a replay does not run them; "
+                "count in a callback, or in a tensor that is changed in place"
+            )
 
     def _take(self, found: Signature, graph: StepGraph) -> None:
         found.graph, found.replay = graph, replay_of(graph.module)
         found.versions = {self._held.version()}
 
-    def _audit(self, found: Signature, graph: StepGraph, step: Replay, inputs: StepInputs) -> None:
+    def _audited(
+        self, found: Signature, graph: StepGraph, step: Replay, inputs: StepInputs
+    ) -> Replay:
+        """The step that was compared with the programs."""
         self._held.version()
         try:
             audit(graph, step, inputs, exact=found.compiled is None)
+            self._refuse_moved()
         except CaptureError as error:
+            if found.compiled is not None and found.replays == 0 and found.replay is not None:
+                self._interpret(found, error)
+                return self._audited(found, graph, found.replay, inputs)
             error.drifted, error.kept = found.replays > 0, found.kept
             raise
-        finally:
-            self._held.after_run()
+        return step

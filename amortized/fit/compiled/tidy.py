@@ -60,6 +60,24 @@ def tidied(module: GraphModule) -> GraphModule:
     return module
 
 
+def own_outputs(module: GraphModule, first: int) -> None:
+    """Copies outputs, from one on, that share memory with something else: callers scale them."""
+    graph = module.graph
+    output = next(iter(reversed(graph.nodes)))
+    taken: set[Node] = set()
+    returned = list(output.args[0])
+    for place, node in enumerate(returned):
+        base = node
+        while _is_view(base):
+            base = base.args[0]
+        if place >= first and (base.op != "call_function" or base in taken):
+            with graph.inserting_before(output):
+                returned[place] = graph.call_function(aten.clone.default, (node,))
+                returned[place].meta = dict(node.meta)
+        taken.add(base)
+    output.args = (returned,)
+
+
 def is_random(target: object) -> bool:
     """Whether a call draws from a generator."""
     return isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded in target.tags

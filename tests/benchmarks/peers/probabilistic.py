@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
-from pyro.optim import Adam
+from pyro.optim import Adam  # pyright: ignore[reportAttributeAccessIssue]
 from torch import nn
 
 import amortized as am

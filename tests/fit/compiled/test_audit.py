@@ -243,7 +243,7 @@ def test_a_replay_passes(exact: bool) -> None:
 def test_a_replay_that_differs_does_not(name: str, exact: bool) -> None:
     graph, inputs, _ = captured()
     changed = MUTANTS[name](replay_of(graph.module), graph)
-    with pytest.raises(CaptureError, match="differs from the eager step"):
+    with pytest.raises(CaptureError, match=r"differs? from the eager step"):
         audit(graph, changed, inputs, exact=exact)
 
 
@@ -313,7 +313,7 @@ def test_draws_of_other_generators_are_refused(draw: Callable[[], float]) -> Non
         tiny.local_model(x)
 
     graph, inputs, _ = captured(model)
-    with pytest.raises(CaptureError, match="Python's or numpy's generator"):
+    with pytest.raises(CaptureError, match="generator of Python or numpy"):
         audit(graph, replay_of(graph.module), inputs, exact=True)
 
 
@@ -332,7 +332,7 @@ def test_a_number_that_changed_since_the_capture_is_found(exact: bool) -> None:
     graph, inputs, _ = captured(changing(lambda: held[0]))
     audit(graph, replay_of(graph.module), inputs, exact=exact)
     held[0] = 0.501 if exact else 0.55
-    with pytest.raises(CaptureError, match="differs from the eager step"):
+    with pytest.raises(CaptureError, match=r"differs? from the eager step"):
         audit(graph, replay_of(graph.module), inputs, exact=exact)
 
 

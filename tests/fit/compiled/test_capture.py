@@ -333,7 +333,7 @@ def test_a_trial_puts_everything_back() -> None:
     graph, inputs = step_graph(svi, X)
     before = everything(svi)
     for step in (graph.eager, replay_of(graph.module)):
-        found = graph.trial(step, inputs.tensors)
+        found, _ = graph.trial(step, inputs.tensors)
         assert everything(svi) == before
     buffers = found[3 + len(graph.outputs.with_gradient) :]
     networks = svi._stepper.parameters.networks
@@ -461,5 +461,5 @@ def test_outputs_are_known_after_a_run() -> None:
     fresh._outputs = None
     with pytest.raises(CaptureError, match="did not run"):
         _ = fresh.outputs
-    returned = graph.trial(graph.eager, inputs.tensors)
+    returned, _ = graph.trial(graph.eager, inputs.tensors)
     assert len(graph.gradients_of(returned)) == len(graph.outputs.with_gradient)

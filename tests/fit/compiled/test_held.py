@@ -197,7 +197,7 @@ def a_tensor_of_an_object() -> Case:
 
 def an_attribute_of_a_library_layer() -> Case:
     net = Net()
-    return net, setter(net.dropout, "p", 0.75), "Dropout.p was 0.25 and is 0.75"
+    return net, setter(net.dropout, "p", 0.75), "dropout.p was 0.25 and is 0.75"
 
 
 def an_array() -> Case:
@@ -354,7 +354,7 @@ class Namespace:
 
 def a_class_attribute() -> Case:
     net = Net()
-    return net, setter(net, "beta", 2.0), "beta was 1.0 and is 2.0"
+    return net, setter(net, "beta", 2.0), "attributes of Net was"
 
 
 def a_namespace() -> Case:
@@ -387,7 +387,7 @@ def another_list() -> Case:
 
 def a_longer_list() -> Case:
     net = Net()
-    return net, lambda: net.sizes.append(3), ""
+    return net, lambda: net.sizes.append(3), "and is"
 
 
 def another_object() -> Case:
@@ -442,10 +442,12 @@ def slots() -> Case:
 
 def a_new_attribute() -> Case:
     net = Net()
-    return net, setter(net, "extra", 1.0), ""
+    return net, setter(net, "extra", 1.0), "and is"
 
 
 OTHERS = [
+    a_new_attribute,
+    a_longer_list,
     a_namespace,
     a_class_attribute,
     a_tuple,
@@ -469,10 +471,8 @@ def test_another_object_is_seen(case: Callable[[], Case], monkeypatch: pytest.Mo
 
 UNSEEN = [
     a_constant_of_a_module,
-    a_longer_list,
     a_default,
     slots,
-    a_new_attribute,
 ]
 
 
@@ -498,14 +498,15 @@ def test_equal_values_are_the_same() -> None:
     assert values.version() == 0 and values.changed == ""
 
 
-def test_tensors_may_change_in_place_and_parameters_are_left_to_the_graph() -> None:
+def test_tensors_may_change_in_place_and_another_parameter_is_seen() -> None:
     net = Net()
     values = held(net)
     with torch.no_grad():
         net.offset.add_(1), net.mean.add_(1), net.layer.weight.add_(1), net.options.weight.add_(1)
     net.weights += 1
-    net.layer.weight = nn.Parameter(torch.ones(2, 2))
     assert values.version() == 0
+    net.layer.weight = nn.Parameter(torch.ones(2, 2))
+    assert values.version() == 1
 
 
 def test_modes_are_not_values() -> None:
@@ -555,14 +556,14 @@ def test_a_tensor_that_comes_back_is_the_same() -> None:
 # --- what programs change by themselves -----------------------------------------------------------
 
 
-def test_what_a_run_changes_is_left_out() -> None:
+def test_objects_that_a_run_replaces_are_left_out_and_numbers_are_told() -> None:
     net = Net()
     values = held(net)
     net.rate, net.offset = 0.75, torch.ones(2)
-    values.after_run()
-    net.rate, net.offset = 0.8, torch.ones(2)
-    assert values.version() == 0
-    net.options.rate = 2.0
+    assert [name.rpartition(".")[2] for name in values.after_run()] == ["rate"]
+    net.offset = torch.ones(2)
+    assert values.version() == 0 and values.after_run() == []
+    net.rate = 0.8
     assert values.version() == 1
 
 
@@ -585,9 +586,9 @@ def test_versions_survive_what_is_left_out() -> None:
     values = held(net)
     net.rate = 0.75
     assert values.version() == 1
-    net.options.name = "by the program"
+    net.options.weight = torch.ones(2)  # by the program
     values.after_run()
-    net.options.name = "again"
+    net.options.weight = torch.ones(2)
     assert values.version() == 1
     net.rate = 0.5
     assert values.version() == 0
@@ -772,10 +773,10 @@ def test_an_unfilled_closure() -> None:
 
 
 def test_networks_of_a_library_have_few_places() -> None:
-    """Hundreds of layers cost a look at a handful of numbers each."""
+    """Hundreds of layers cost a look at a handful of places each."""
     net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(20)))
     values = held(net)
-    assert len(values._reads) <= 20 * 4
+    assert len(values._reads) <= 20 * 10
 
 
 def test_a_change_that_shows_only_on_a_later_batch_is_no_change_to_be_kept() -> None:

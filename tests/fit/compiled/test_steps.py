@@ -123,9 +123,9 @@ class Counter:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda: 0.1 * random.random(), "Python's or numpy's generator"),
-        (lambda: 0.1 * float(np.random.rand()), "Python's or numpy's generator"),
-        (Counter(), "differs from the eager step"),
+        (lambda: 0.1 * random.random(), "draw from a generator of Python or numpy"),
+        (lambda: 0.1 * float(np.random.rand()), "draw from a generator of Python or numpy"),
+        (Counter(), r"programs change change of model\.calls while they run"),
         (lambda: float(torch.ones(()).item()) * 0.0 + torch.rand(()).item(), "read the value"),
     ],
     ids=["random", "numpy", "a counter", "item"],

@@ -266,10 +266,12 @@ def _is_library(value: ModuleType | type) -> bool:
 
 
 def _is_users(value: Any) -> bool:
-    if type(value).__module__.startswith("pyro.poutine"):  # such as poutine.scale(model, beta)
-        return True
-    if _from_library(type(value)) or inspect.getattr_static(value, "__array__", None) is not None:
-        return False  # a library's, or a table
+    """Whether an object is the user's, or one of Pyro's handlers (poutine.scale(model, beta))."""
+    if inspect.getattr_static(value, "__array__", None) is not None:  # a table
+        return False
+    handler = type(value).__module__.startswith("pyro.poutine")
+    if _from_library(type(value)) and not handler:
+        return False
     try:
         vars(value)
     except TypeError:

@@ -121,11 +121,11 @@ class CompiledSteps:
         self._met: dict[Hashable, list[Signature]] = {}
         self._saved: dict[str, dict[str, Any]] = {}
         self._main: str | None = None
-        self._total = 0
+        self._total = self._version = 0
 
     def find(self, inputs: StepInputs) -> Signature:
         """What is known of steps with these inputs."""
-        version = self._held.version()
+        version = self._version = self._held.version()
         key = (inputs.signature(), tuple([held["training"] for held in self._modes]))
         if key not in self._met and len(self._met) >= _MOST_SIGNATURES:
             self._met.pop(next(k for k, found in self._met.items() if not found[-1].graph), None)
@@ -157,7 +157,7 @@ class CompiledSteps:
         self._count(found)
         if not self._captured(found, inputs):
             return None
-        if self._held.version() not in found.versions:
+        if self._version not in found.versions:
             found = self._variant(found, inputs)
         step = self._function(found, inputs)
         if step is None or found.graph is None:

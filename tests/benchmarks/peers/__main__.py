@@ -125,7 +125,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--contestants", nargs="+", choices=FACTORIES, help="only these")
     parser.add_argument("--fit-options", default="", help="more for `amortized fit`, in one word")
-    parser.add_argument("--rounds", type=int, default=40, help="rounds of turns")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds of turns")
     parser.add_argument("--block", type=float, default=0.05, help="seconds of a turn")
     parser.add_argument("--threads", type=int, default=1, help="threads of each contestant")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor")

@@ -37,7 +37,7 @@ class Settings:
     """How to measure: threads a contestant, rounds, seconds a block, and the clock."""
 
     threads: int = 1
-    rounds: int = 40
+    rounds: int = 30
     block: float = 0.05
     clock: str = "wall"
     pin: bool = True

@@ -65,9 +65,7 @@ def whole(settings: Settings, rounds: int) -> Measured:
 
 def imports(settings: Settings, rounds: int) -> Measured:
     """`import amortized` against `import pyro`."""
-    commands = {
-        f"import {name}": ["-c", f"import {name}"] for name in ("amortized", "pyro", "torch")
-    }
+    commands = {f"import {name}": ["-c", f"import {name}"] for name in ("amortized", "pyro")}
     table = table_of("processes that only import")
     with Caches(settings) as caches:
         arms = caches.in_turn(commands, min(rounds, IMPORT_ROUNDS))

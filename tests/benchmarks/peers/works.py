@@ -149,7 +149,7 @@ WORKS = (
         latent=100,
         batch=0,
         contestants=(*MODES, *PYRO, *LOSSES),
-        learn=100,
+        learn=60,
     ),
 )
 BY_NAME: Mapping[str, Work] = {work.name: work for work in WORKS}

@@ -170,6 +170,7 @@ def expectation(term: Term, run: Run) -> Tensor:
     """The detached expectation of one term over copies and particles: its share of the value."""
     value = term.value.detach()
     for latent in reversed(run.latents):
-        if carries(value, latent.draw.axis):
+        # asked first: of a hundred plain sites none has a dim of its own
+        if latent.draw.axis is not None and carries(value, latent.draw.axis):
             value = average(value, latent).detach()
     return total([replace(term, value=value)], run.layout)

@@ -342,6 +342,11 @@ def _decides(used: Node, target: object) -> bool:
     return isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
 
 
+def clause(error: Exception) -> str:
+    """The kind of an error and the beginning of its text, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "get value out of a tracing tensor" in text or "data-dependent" in text.lower():
@@ -349,4 +354,4 @@ def _reason(error: Exception) -> str:
             "the programs read the value of a tensor (.item(), if z:, an unknown number of steps), "
             "so their structure may depend on it"
         )
-    return f"{type(error).__name__}: {text[:200]}"
+    return clause(error)

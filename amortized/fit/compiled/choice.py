@@ -2,8 +2,7 @@
 
 A capture replays bit for bit what the eager step does, so the choice between those two may rest on
 measured time. Compiled numbers differ by rounding. That choice rests on what is the same in every
-run of a program, the size of its graph and the number of its steps, so that seeded runs agree; time
-has only a veto, with a wide margin.
+run of a program, the size of its graph and the number of its steps, so that seeded runs agree.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _CAPTURE_STEPS: Final = 400
 _COMPILE_ONCE: Final = 6.0
 _COMPILE_CALL: Final = 0.04
 _REPLAY_CALL: Final = 2.5e-6
-# a compiled step this much slower than a replay is given up
+# replays this much slower than eager steps are given up
 _VETO: Final = 1.25
 _ENOUGH: Final = 20
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from amortized.fit.compiled.capture import CaptureError
+from amortized.fit.compiled.capture import CaptureError, clause
 from amortized.fit.compiled.replay import Replay, attributes
 
 # random numbers as eager torch draws them; that shapes are those of the capture is known before
@@ -31,8 +31,7 @@ def compiled_step(module: GraphModule, tensors: list[Tensor]) -> Replay:
             compiled: Any = torch._inductor.compile(_with_inputs(module), inputs, options=_OPTIONS)
     except Exception as error:
         raise CaptureError(
-            f"torch's compiler failed ({type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            "); it needs a C++ compiler such as g++"
+            f"torch's compiler failed ({clause(error)}); it needs a C++ compiler such as g++"
         ) from error
 
     def step(*given: Tensor) -> list[Tensor]:

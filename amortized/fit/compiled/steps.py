@@ -20,6 +20,7 @@ from amortized.fit.compiled.capture import (
     StepGraph,
     StepInputs,
     StepProgram,
+    clause,
 )
 from amortized.fit.compiled.choice import Outlook, Stopwatch, worth_capturing, worth_compiling
 from amortized.fit.compiled.held import HeldValues
@@ -76,7 +77,7 @@ class Signature:
     was_compiled: bool = False
     """In the training that this one goes on with."""
     interpreted: bool = False
-    """For good: the compiled step was slower."""
+    """For good: the compiled step failed, or its numbers differed."""
     kept: Any = None
     """The state at the last comparison that held."""
     watch: Stopwatch = field(default_factory=Stopwatch)
@@ -154,7 +155,8 @@ class CompiledSteps:
         Raises:
             CaptureError: the step cannot be captured or compiled, or differs from the programs.
         """
-        self._count(found)
+        found.seen += 1
+        self._total += 1
         if not self._captured(found, inputs):
             return None
         if self._version not in found.versions:
@@ -182,8 +184,7 @@ class CompiledSteps:
 
     @contextmanager
     def eagerly(self, found: Signature) -> Iterator[None]:
-        """Around a step as the programs are written."""
-        self._held.version()
+        """Around a step as the programs are written, after `find`."""
         started = time.perf_counter()
         yield
         found.ran = True
@@ -209,10 +210,6 @@ class CompiledSteps:
         """Takes that back; from nothing, nothing is known."""
         self._main, self._total = state.get("main"), state.get("total", 0)
         self._saved, self._met = dict(state.get("signatures", {})), {}
-
-    def _count(self, found: Signature) -> None:
-        found.seen += 1
-        self._total += 1
 
     def _captured(self, found: Signature, inputs: StepInputs) -> bool:
         """Whether a graph serves such steps; made or compiled when it is time."""
@@ -248,8 +245,8 @@ class CompiledSteps:
         if self.mode != "auto":
             if isinstance(error, CaptureError):
                 raise error
-            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise CaptureError(f"the compiled step failed ({text}); use compile='graph'") from error
+            sentence = f"the compiled step failed ({clause(error)}); use compile='graph'"
+            raise CaptureError(sentence) from error
         found.compiled, found.interpreted, found.replays = None, True, 0
         warnings.warn(
             f"compile='auto': steps are replayed, and not compiled: {error}",
@@ -287,7 +284,7 @@ class CompiledSteps:
             graph = known.graph
             if graph is not None and graph.outputs == now.outputs:
                 if same_graph(graph.module, now.module):
-                    known.versions.add(self._held.version())
+                    known.versions.add(self._version)
                     return known
         if len(found.variants) >= _MOST_VARIANTS:
             raise CaptureError(
@@ -301,7 +298,6 @@ class CompiledSteps:
         return other
 
     def _graph(self, found: Signature, inputs: StepInputs) -> StepGraph:
-        self._held.version()
         graph = StepGraph(self._program, self._buffers, inputs, seen=found.ran)
         self._refuse_moved()
         return graph
@@ -317,13 +313,12 @@ class CompiledSteps:
 
     def _take(self, found: Signature, graph: StepGraph) -> None:
         found.graph, found.replay = graph, replay_of(graph.module)
-        found.versions = {self._held.version()}
+        found.versions = {self._version}
 
     def _audited(
         self, found: Signature, graph: StepGraph, step: Replay, inputs: StepInputs
     ) -> Replay:
         """The step that was compared with the programs."""
-        self._held.version()
         try:
             audit(graph, step, inputs, exact=found.compiled is None)
             self._refuse_moved()

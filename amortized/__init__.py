@@ -16,6 +16,7 @@ from amortized.estimators.baselines import LeaveOneOut as LeaveOneOut
 from amortized.estimators.baselines import MovingAverage as MovingAverage
 from amortized.estimators.baselines import NeuralBaseline as NeuralBaseline
 from amortized.estimators.enumeration import Enumerate as Enumerate
+from amortized.estimators.pathwise import DoublyReparameterized as DoublyReparameterized
 from amortized.estimators.pathwise import Pathwise as Pathwise
 from amortized.estimators.score_function import ScoreFunction as ScoreFunction
 from amortized.fit.callbacks import Callback as Callback

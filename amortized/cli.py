@@ -36,6 +36,7 @@ app = typer.Typer(
 _COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.mro()[2]
 # numpy's global generator takes no other
 _LAST_SEED = 2**32 - 1
+_INTERRUPTED = 130
 # the first that fits decides
 _EXIT_CODES = (
     (DataError, 4),
@@ -190,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except _COMMAND_LINE_ERROR as error:
         _fail(" ".join(getattr(error, "format_message", error.__str__)().split()), 2)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted", _INTERRUPTED)
     except Exception as error:
         if "--traceback" in given:
             raise
@@ -199,6 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sentence = " ".join(str(error).split())
         _fail(f"{type(error).__name__}: {sentence} (--traceback shows where)", 1)
     else:
+        if code == _INTERRUPTED:  # typer takes a Ctrl-C that came before training
+            _fail("interrupted", _INTERRUPTED)
         sys.exit(code or 0)
 
 
@@ -251,4 +254,4 @@ def _kl(text: str) -> Literal["sample", "analytic"]:
 def _fit(request: Request) -> None:
     interrupted = run(request)
     if interrupted is not None:
-        _fail(interrupted, 130)
+        _fail(interrupted, _INTERRUPTED)

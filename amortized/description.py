@@ -25,6 +25,10 @@ class SiteRow:
     copies: int
     plates: str
     kl: str
+    in_rows: bool = False
+    """Whether the copies lie in rows, which add up over sites, or on a dim of their own."""
+    bias: str = ""
+    """Why the estimate is biased; empty: it is not."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,13 @@ class Description:
                 row.distribution,
                 row.estimator,
                 row.why,
-                str(row.copies),
+                f"{row.copies} in rows" if row.in_rows else str(row.copies),
                 row.plates,
                 row.kl,
             )
+        biased = [f"site {row.site!r} is biased: {row.bias}\n" for row in self.rows if row.bias]
         return (
-            f"{plain_text(table, terminal_width(120))}\n\n"
+            f"{plain_text(table, terminal_width(120))}\n\n{''.join(biased)}"
             f"objective {self.objective} · {self.data} · one step evaluates the "
             f"guide {self.guide_evaluations} and the model {self.model_evaluations} times a datum"
         )
@@ -91,6 +96,8 @@ def _row(latent: LatentSite, run: Run, reasons: Mapping[str, str]) -> SiteRow:
         copies=latent.draw.copies,
         plates=plates,
         kl=run.kl_notes.get(latent.name, _how(latent)),
+        in_rows=latent.span is not None,
+        bias=latent.estimator.bias,
     )
 
 

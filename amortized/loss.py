@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import torch
@@ -23,7 +23,7 @@ from amortized.estimators.choice import Spec
 from amortized.objectives.base import Objective
 from amortized.objectives.elbo import ELBO
 from amortized.programs.batches import aliases, as_arguments
-from amortized.programs.records import DataPlate, Run
+from amortized.programs.records import DataPlate, Run, Sharing
 from amortized.programs.run import Program
 from amortized.programs.runner import Looks, Runner
 from amortized.programs.study import undisturbed
@@ -52,6 +52,10 @@ class VariationalLoss(nn.Module, PyroELBO):
         max_plate_nesting: at least this many plate dims are reserved (else found by a probe run).
         vectorize: evaluate copies and particles on extra left dims (fast); False evaluates copy by
             copy, for programs that cannot broadcast.
+        layout: where copies of antithetic and control-variate sites lie. ``"axes"``: each site on a
+            dim of its own, so copies of dependent sites multiply. ``"rows"``: on the rows of one
+            dim, which add up; later sites are drawn anew on each row. ``"auto"``: axes, and rows
+            where a site would be evaluated more than 64 times a datum.
 
     Raises:
         UsageError: a wrong argument.
@@ -71,8 +75,11 @@ class VariationalLoss(nn.Module, PyroELBO):
         *,
         max_plate_nesting: int | None = None,
         vectorize: bool = True,
+        layout: Sharing = "auto",
     ) -> None:
         nn.Module.__init__(self)
+        if layout not in get_args(Sharing):
+            raise UsageError(f"layout={layout!r}: expected 'auto', 'axes' or 'rows'")
         self.objective = ELBO() if objective is None else objective
         if not isinstance(self.objective, Objective):
             raise UsageError(f"objective={objective!r}: expected an objective such as am.ELBO()")
@@ -86,6 +93,7 @@ class VariationalLoss(nn.Module, PyroELBO):
         )
         self.estimators = SiteEstimators(estimators)
         self.vectorize = vectorize
+        self.layout: Sharing = layout
         self._runner = Runner(max_plate_nesting or 0)
         self._checked_keys = False
 
@@ -171,6 +179,8 @@ class VariationalLoss(nn.Module, PyroELBO):
         if self.training and torch.is_grad_enabled():
             for latent, cost in estimate.costs:
                 latent.estimator.update(latent.draw, cost)
+            for latent in estimate.run.latents:
+                latent.estimator.advance()
 
     def _evaluate(
         self,
@@ -191,7 +201,8 @@ class VariationalLoss(nn.Module, PyroELBO):
             "closed_form": self.objective.analytic_kl,
         }
         if self.vectorize:
-            run, plate = self._runner.run(model, guide, args, kwargs, **options)
+            sharing = self.layout if self.estimators.in_rows else "axes"
+            run, plate = self._runner.run(model, guide, args, kwargs, **options, sharing=sharing)
             return run, assemble(run, kl_weight), plate
         trees, plate = self._runner.run_sequentially(model, guide, args, kwargs, **options)
         assembled, run = assemble_trees(trees, kl_weight)

@@ -225,7 +225,19 @@ class OutcomeTree:
         return self.noise.draw(site, fn, sample_shape)
 
     def uniform(self, shape: Sequence[int], like: Tensor, *, site: str | None = None) -> Tensor:
-        raise NotImplementedError("uniform noise has infinitely many outcomes")
+        """Nodes of a quadrature that is exact for what is a cubic between the kinks.
+
+        The kinks are where antithetic bits jump: at p and 1 - p, with ``like`` the bits' logits.
+        """
+        p = torch.sigmoid(like.detach()).expand(tuple(shape)).reshape(-1)
+        cells = torch.stack([0 * p, torch.minimum(p, 1 - p), torch.maximum(p, 1 - p), 0 * p + 1])
+        width = cells.diff(dim=0)
+        step = width / 2 / math.sqrt(3.0)
+        middle = (cells[1:] + cells[:-1]) / 2
+        nodes = torch.cat([middle - step, middle + step])
+        event = self._next(torch.cat([width, width]).div(2).log().T.tolist())
+        digits = torch.tensor(event.digits(), dtype=torch.long)
+        return nodes.gather(0, digits[None]).reshape(tuple(shape))
 
     def _next(self, table: list[list[float]]) -> _Event:
         if self._position == len(self._events):

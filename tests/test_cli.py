@@ -367,3 +367,14 @@ def test_the_table_fits_the_terminal(capsys, program: str, monkeypatch: pytest.M
         monkeypatch.setenv("COLUMNS", str(columns))
         table, _, _ = fit(capsys, program).partition("objective ")
         assert max(map(len, table.splitlines())) <= columns
+
+
+def test_ctrl_c_before_training_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("raise KeyboardInterrupt", encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        main(["check", str(path)])
+    assert end.value.code == 130
+    assert capsys.readouterr().err.split() == ["amortized:", "interrupted"]

@@ -50,6 +50,15 @@ def as_batch(batch: Any, device: torch.device | None) -> Any:
     return batch
 
 
+def own_copy(batch: Any) -> Any:
+    """The batch with memory of its own, so that programs that write into it change the copy."""
+    if type(batch) is Tensor and not batch.requires_grad:
+        return batch.clone()
+    if isinstance(batch, Mapping):
+        return {key: own_copy(value) for key, value in batch.items()}
+    return type(batch)(map(own_copy, batch)) if type(batch) in (tuple, list) else batch
+
+
 def rows_of(leaves: Leaves) -> int | None:
     """The number of data points: the length of the first tensor that has one."""
     return next((leaf.shape[0] for leaf in leaves.values() if leaf.dim()), None)

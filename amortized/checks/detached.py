@@ -17,12 +17,11 @@ from amortized.checks.places import names_words
 from amortized.checks.report import Finding
 from amortized.estimate import Estimate
 from amortized.estimators.base import TorchNoise, base_of
-from amortized.estimators.pathwise import Pathwise
 from amortized.programs.handlers import Context, ModelHandler
 from amortized.programs.records import LatentSite, SiteRecord
 from amortized.programs.run import Program, execute, values_of
 from amortized.programs.study import undisturbed
-from amortized.programs.terms import build_terms
+from amortized.programs.terms import model_terms
 
 # runs in which groups of latents are drawn anew, and as many for the members of a group
 _PROBES = 4
@@ -58,7 +57,8 @@ def _learns(latent: LatentSite, estimate: Estimate) -> bool:
     """Whether a gradient should come to a latent through its value."""
     record = estimate.run.guide[latent.name]
     return (
-        isinstance(latent.estimator, Pathwise)
+        latent.estimator.attached
+        and latent.draw.axis is None
         and not record.observed
         and latent.name in estimate.run.model
         and record.value.requires_grad
@@ -80,6 +80,7 @@ class _Replays:
         self.model, self.args, self.kwargs, self.seed = model, args, kwargs, seed
         self.run = estimate.run
         self.context = Context(self.run.layout, TorchNoise(), data=estimate.data)
+        self.drawn_by = {latent.name: latent.estimator for latent in self.run.latents}
         self.values = {name: value.detach() for name, value in values_of(self.run).items()}
         self.first: dict[str, Tensor] = {}
 
@@ -89,7 +90,7 @@ class _Replays:
         with undisturbed(self.model), pyro.validation_enabled(False):
             handler = ModelHandler(self.context, {**self.values, **values}, self.run.subsamples)
             records = execute(self.model, self.args, self.kwargs, handler, self.context).records
-            terms, _ = build_terms({}, records, self.context.layout, closed_form=False)
+            terms = model_terms(records, self.context.layout, self.drawn_by)
         return {term.name: term.value for term in terms}
 
     def changed(self, values: Values) -> set[str]:

@@ -11,7 +11,7 @@ from amortized.checks.report import Finding
 from amortized.errors import AmortizedError
 from amortized.estimators.base import Site
 from amortized.loss import VariationalLoss
-from amortized.programs.handlers import unmasked
+from amortized.programs.placement import unmasked
 from amortized.programs.survey import Statement, Survey
 from amortized.sites import escaped
 

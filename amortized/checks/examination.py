@@ -8,6 +8,7 @@ from typing import Any, final
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoHierarchicalNormalMessenger
 from torch import Tensor
 
 from amortized.checks import gradients as grads
@@ -16,6 +17,7 @@ from amortized.checks.consequences import by_cause
 from amortized.checks.data import (
     non_finite_findings,
     observation_findings,
+    own_copy,
     rows_of,
     wide_findings,
 )
@@ -49,6 +51,8 @@ from amortized.checks.structure import (
     branch_findings,
     noise_findings,
     structure_findings,
+    writes,
+    written_findings,
 )
 from amortized.checks.supports import support_findings
 from amortized.checks.values import loss_findings
@@ -56,9 +60,9 @@ from amortized.errors import AmortizedError, EstimatorError, UsageError
 from amortized.estimate import Estimate
 from amortized.loss import VariationalLoss
 from amortized.programs.batches import aliases, as_arguments, leaves_of
+from amortized.programs.modules import modules_of
 from amortized.programs.records import DataPlate
 from amortized.programs.run import Program, values_of
-from amortized.programs.study import modules_of
 from amortized.programs.survey import Survey, survey_guide, survey_model
 
 # mistakes with which the loss can still be computed, validation off, to see who gets a gradient
@@ -83,7 +87,10 @@ class Examination:
     ) -> None:
         self.model, self.guide, self.loss = model, guide, loss
         self.leaves = leaves_of(batch)
-        self.args, self.kwargs = aliases(*as_arguments(batch))
+        own = own_copy(batch)
+        self.given = leaves_of(own)
+        self.args, self.kwargs = aliases(*as_arguments(own))
+        self.written: dict[tuple[str, str], bool] = {}
         self.rows = rows_of(self.leaves)
         self.data = data if data.size is None else replace(data, rows=self.rows or 1)
         self.frozen = frozen
@@ -107,9 +114,10 @@ class Examination:
         return Report.of(by_cause(self.findings), len(sites), self._inventory(pair).count)
 
     def _survey(self, values: Mapping[str, Tensor] | None = None) -> Pair:
-        with self.calls.recorded("guide"):
+        with self.calls.recorded("guide"), writes("guide", self.given, {}, self.written):
             guide = survey_guide(self.guide, self.args, self.kwargs, values)
-        with self.calls.recorded("model"):
+        drawn = {name: s.value for name, s in guide.latents.items()}
+        with self.calls.recorded("model"), writes("model", self.given, drawn, self.written):
             return guide, survey_model(self.model, self.args, self.kwargs, guide, values)
 
     def _lenient(self, in_model: bool) -> Survey:
@@ -143,6 +151,7 @@ class Examination:
         self._ask(announced_findings(self.model, self.guide, pair))
         if guide.error is None and model.error is None:
             self._ask(wide_findings(self.leaves, known.dtype))
+            self._ask(written_findings(self.written))
             self._ask(structure_findings(pair, self._survey, self.seed))
 
     def _loss(self, pair: Pair, validate: bool) -> None:
@@ -282,7 +291,7 @@ class Examination:
         found = grads.gradients_of(estimate.loss, known.fitted)
         bad = [*grads.non_finite_gradient_findings(found)]
         yield from bad
-        zero = grads.zero_names(found)
+        zero = [name for name in grads.zero_names(found) if not _of_the_prior(name, self.guide)]
         if zero and not bad and not _switched_off(estimate):
             yield from grads.zero_findings(self._still_zero(zero, known), known)
 
@@ -303,6 +312,12 @@ class Examination:
 
     def _optional(self) -> bool:
         return may_vary((self.model, self.guide), self.args, self.kwargs)
+
+
+def _of_the_prior(name: str, guide: Program) -> bool:
+    """Whether Pyro multiplies a parameter with the prior's mean alone, which often is 0."""
+    kind = AutoHierarchicalNormalMessenger
+    return isinstance(guide, kind) and name.startswith("guide.weights.")
 
 
 def _unanswered(error: Exception) -> Finding:

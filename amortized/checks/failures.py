@@ -17,14 +17,14 @@ from amortized.checks.data import (
     non_finite_findings,
     rows_of,
 )
-from amortized.checks.places import place, shortened
+from amortized.checks.places import names_words, place, shortened
 from amortized.checks.refusals import refusal
 from amortized.checks.report import Finding
 from amortized.checks.traces import broadcast_law, line_of, module_of
 from amortized.errors import AmortizedError
 from amortized.estimators.base import base_of
 from amortized.programs.batches import Leaves
-from amortized.programs.survey import Statement, Survey
+from amortized.programs.survey import Announced, Statement, Survey
 
 _IN_PLATE = re.compile(
     r"Shape mismatch inside plate\('(.*)'\) at site (.*) dim (-\d+), (\d+) vs (\d+)"
@@ -171,8 +171,24 @@ def _invalid(error: Exception, text: str, survey: Survey, facts: Facts) -> Findi
         where,
         f"its distribution refuses its parameters: {shortened(text)}",
         "parameters inside their constraints",
-        _parameter_advice(text),
+        _start_advice(again) or _parameter_advice(text),
     )
+
+
+def _start_advice(survey: Survey) -> str:
+    """Parameters that start where their constraint has no room: without it they are not finite."""
+    names = [a.name.replace("$$$", ".") for a in survey.announced if _outside(a)]
+    if not names:
+        return ""
+    return (
+        f"{names_words(names)} of pyro.param or PyroParam starts outside of its constraint, or on "
+        "its edge: give a start inside, such as 0.1 or 1.0 for a positive one"
+    )
+
+
+def _outside(announced: Announced) -> bool:
+    finite = announced.offered is None or bool(announced.offered.isfinite().all())
+    return finite and not bool(announced.leaf.isfinite().all())
 
 
 def _broken(statement: Statement) -> bool:

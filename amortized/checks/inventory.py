@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amortized.checks.calls import Calls
 from amortized.checks.report import Finding
-from amortized.programs.study import modules_of
+from amortized.programs.modules import modules_of
 from amortized.programs.survey import Survey
 
 Program = Callable[..., Any]

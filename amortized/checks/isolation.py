@@ -19,7 +19,8 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from amortized.programs.study import modules_of, outside_generators, undisturbed
+from amortized.programs.modules import modules_of
+from amortized.programs.study import outside_generators, undisturbed
 
 # a longer list or dict holds data, not generators
 _LONG = 1000

@@ -40,6 +40,8 @@ def shape_findings(
             yield from _observation(p, rows)
         elif p.factor or name not in guide.statements:
             yield from _undeclared(p, p.fn.batch_shape)
+        if p.factor:
+            yield from _repeated_factor(p, rows)
 
 
 def _pair(q: Statement, p: Statement) -> Iterator[Finding]:
@@ -268,6 +270,25 @@ def _observation(p: Statement, rows: int | None) -> Iterator[Finding]:
         yield _swallowed(p)
     else:
         yield from _undeclared(p, shape)
+
+
+def _repeated_factor(p: Statement, rows: int | None) -> Iterator[Finding]:
+    """One number in a plate of rows, such as a sum over them, which Pyro repeats at every row."""
+    value = base_of(p.fn).log_factor
+    for dim, frame in p.plates.items():
+        shared = 1 < frame.size == rows and value.dim() >= -dim and value.stride(dim) == 0
+        if shared and value.requires_grad and bool(value.any()):
+            yield Finding(
+                "warning",
+                "broadcast-observation",
+                p.name,
+                place(p),
+                f"the factor has one value for the whole plate {frame.name!r}, and counts once "
+                f"for each of its {frame.size} elements",
+                "one value for each element of the plate",
+                "leave the rows in it, log_prob.sum(-1) instead of .sum(), or put it outside of "
+                "the plate",
+            )
 
 
 def _rows_in_event(p: Statement, own: Sequence[int], rows: int | None) -> bool:

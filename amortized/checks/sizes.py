@@ -55,6 +55,16 @@ def lacks_data_plate(model: Program, guide: Program, batch: Any) -> bool:
     return bool(observed) and not any(s.frames for s in observed)
 
 
+def row_parameters(model: Program, guide: Program, batch: Any, rows: int) -> list[str]:
+    """The names of ``pyro.param`` statements whose parameters have a dim of so many rows."""
+    args, kwargs = aliases(*as_arguments(batch))
+    with isolated(model, guide), torch.no_grad():
+        drawn = survey_guide(guide, args, kwargs)
+        pair = drawn, survey_model(model, args, kwargs, drawn)
+    announced = [a for survey in pair for a in survey.announced if "$$$" not in a.name]
+    return list(dict.fromkeys(a.name for a in announced if rows in a.leaf.shape))
+
+
 def _finding(first: int | None, second: int | None, error: Exception) -> Finding:
     return Finding(
         "error",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ from amortized.programs.study import outside_generators
 from amortized.programs.survey import Statement, Survey
 
 Pair = tuple[Survey, Survey]
+Written = tuple[str, str]
+"""The side that writes, and the name of the site or of the data that it writes into."""
 
 # a coin of the program's own shows two faces in so many runs, except in 3 % of all cases
 _LOOKS = 4
@@ -69,6 +72,42 @@ def structure_findings(first: Pair, survey: Callable[..., Pair], seed: int) -> I
         who = who if by_others else "torch's random numbers decide, outside of sample statements"
     if changes:
         yield _varies(changes, who)
+
+
+@contextmanager
+def writes(
+    side: str, given: Mapping[str, Tensor], drawn: Mapping[str, Tensor], found: dict[Written, bool]
+) -> Iterator[None]:
+    """Enters into ``found`` what a run of a program writes into: data, or (True) drawn values."""
+    watched = [
+        ((side, name), tensor, tensors is drawn)
+        for tensors in (given, drawn)
+        for name, tensor in tensors.items()
+        if not tensor.is_inference()  # torch does not count writes into these
+    ]
+    before = [tensor._version for _, tensor, _ in watched]
+    yield
+    for (key, tensor, is_drawn), version in zip(watched, before, strict=True):
+        if tensor._version != version:
+            found[key] = is_drawn
+
+
+def written_findings(found: Mapping[Written, bool]) -> Iterator[Finding]:
+    """Data or draws that a program changes in place: everyone after it sees other numbers."""
+    for (side, name), drawn in found.items():
+        yield Finding(
+            "warning",
+            "structure-varies",
+            name if drawn else None,
+            f"site {name!r} of the {side}" if drawn else f"the {side}",
+            "it writes into the value that the guide drew, and all densities are taken at what it "
+            "wrote"
+            if drawn
+            else f"it writes into its argument {name}, which changes again at every run",
+            "programs that leave their arguments and the values of sites as they are",
+            "make a new tensor: z = 2 * z instead of z *= 2, x = x.nan_to_num() instead of "
+            "x.nan_to_num_()",
+        )
 
 
 def noise_findings(run: Run, guide: Survey) -> Iterator[Finding]:

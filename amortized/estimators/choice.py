@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Final
 
 from amortized.errors import EstimatorError, UsageError
 from amortized.estimators.base import Estimator, Site
 from amortized.estimators.baselines import Baseline, LeaveOneOut, MovingAverage, NeuralBaseline
 from amortized.estimators.enumeration import Enumerate
-from amortized.estimators.pathwise import Pathwise
+from amortized.estimators.pathwise import DoublyReparameterized, Pathwise
 from amortized.estimators.score_function import ScoreFunction
 
 Spec = Estimator | str
 """An estimator, or the name of a common one."""
 
-NAMES = (
-    "pathwise",
-    "score_function",
-    "moving_average",
-    "leave_one_out",
-    "neural_baseline",
-    "enumerate",
-)
+_BY_NAME: Final[Mapping[str, Callable[[], Estimator]]] = {
+    "pathwise": Pathwise,
+    "doubly_reparameterized": DoublyReparameterized,
+    "score_function": ScoreFunction,
+    "moving_average": lambda: ScoreFunction(MovingAverage()),
+    "leave_one_out": lambda: ScoreFunction(LeaveOneOut()),
+    "neural_baseline": lambda: ScoreFunction(NeuralBaseline()),
+    "enumerate": Enumerate,
+}
+NAMES: Final = tuple(_BY_NAME)
+"""The names of common estimators."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,8 @@ def estimator_of(spec: Spec) -> Estimator:
     """
     if isinstance(spec, Estimator):
         return spec
-    if spec == "pathwise":
-        return Pathwise()
-    if spec == "enumerate":
-        return Enumerate()
-    if spec == "score_function":
-        return ScoreFunction()
-    if spec == "leave_one_out":
-        return ScoreFunction(LeaveOneOut())
-    if spec == "moving_average":
-        return ScoreFunction(MovingAverage())
-    if spec == "neural_baseline":
-        return ScoreFunction(NeuralBaseline())
+    if isinstance(spec, str) and spec in _BY_NAME:
+        return _BY_NAME[spec]()
     raise UsageError(_unknown(spec))
 
 

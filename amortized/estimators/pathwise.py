@@ -31,9 +31,48 @@ class Pathwise(Estimator):
 
     def refusal(self, site: Site) -> str | None:
         """Only distributions with ``rsample``."""
-        if site.law.has_rsample:
-            return None
-        return (
-            f"{site.family} has no reparameterized draw (has_rsample is False); "
-            "use am.ScoreFunction(am.LeaveOneOut()), or am.Enumerate() if its support is finite"
-        )
+        return _without_rsample(site)
+
+
+class DoublyReparameterized(Estimator):
+    r"""Sticking the landing: pathwise, without the direct gradient of the site's own log q.
+
+    .. math:: \nabla_\phi = E[\partial_z (\log p(x, z) - \log q_{\bar\phi}(z)) \, \partial_\phi z]
+
+    phi is frozen inside log q, wherever it stands: the guide is run once more on the values that
+    were drawn, as constants, and the gradient of log q there, of mean zero, is subtracted. Values
+    stay attached as parents of later sites, so hierarchical guides are right too.
+
+    Unbiased under the ELBO, and exactly zero, draw by draw, where q is the posterior and every site
+    is differentiated so. Far from there it can vary more than `Pathwise`: measure. One copy, no
+    state, one more run of the guide a step. A guide that is random outside its sample statements
+    (dropout) is refused at the first step.
+
+    Refuses a distribution without ``rsample`` (`EstimatorError`, before the first step).
+
+    Roeder et al. 2017 (1703.09194); Tucker et al. 2018 (1810.04152).
+
+    >>> DoublyReparameterized()
+    DoublyReparameterized()
+    """
+
+    label = "doubly_reparameterized"
+    attached = True
+    frozen = True
+
+    def draw(self, site: Site, noise: Noise) -> Draw:
+        """One reparameterized draw, shape ``[*batch, *event]``."""
+        return Draw(site, noise.rsample(site.law, site=site.name))
+
+    def refusal(self, site: Site) -> str | None:
+        """Only distributions with ``rsample``."""
+        return _without_rsample(site)
+
+
+def _without_rsample(site: Site) -> str | None:
+    if site.law.has_rsample:
+        return None
+    return (
+        f"{site.family} has no reparameterized draw (has_rsample is False); "
+        "use am.ScoreFunction(am.LeaveOneOut()), or am.Enumerate() if its support is finite"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 import warnings
@@ -11,9 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import pyro
 from torch.utils.data import DataLoader
 
-from amortized.errors import AmortizedError, CheckWarning, ProgramError, UsageError
+from amortized.checks.data import as_batch
+from amortized.checks.inventory import device_of
+from amortized.errors import (
+    AmortizedError,
+    CheckWarning,
+    DataError,
+    NonFiniteError,
+    ProgramError,
+    UsageError,
+)
 from amortized.fit.callbacks import Callback, EarlyStopping, FitState
 from amortized.fit.data import first_batch
 from amortized.fit.figures import write_figures
@@ -21,11 +32,14 @@ from amortized.fit.files import build, program_file
 from amortized.fit.folder import METRICS, RunFolder, write_json
 from amortized.fit.history import History
 from amortized.fit.model_checkpoint import ModelCheckpoint
+from amortized.fit.parameters import evaluation_mode
+from amortized.fit.preflight import kinds_of
 from amortized.fit.program import Program
 from amortized.fit.rng import seeded
 from amortized.fit.svi import SVI
 from amortized.loss import VariationalLoss
 from amortized.objectives.elbo import ELBO
+from amortized.programs.batches import as_arguments
 
 
 @dataclass(frozen=True)
@@ -123,16 +137,38 @@ def _line_of(error: Exception, path: Path) -> tuple[str, int | None]:
 class _Opening(Callback):
     """When everything was found right: the table of sites, and nothing left of an earlier run."""
 
-    def __init__(self, svi: SVI, batch: Any, overwritten: RunFolder | None) -> None:
-        self.svi, self.batch, self.overwritten = svi, batch, overwritten
+    def __init__(self, svi: SVI, batch: Any, test: Any, overwritten: RunFolder | None) -> None:
+        self.svi, self.batch, self.test, self.overwritten = svi, batch, test, overwritten
 
     def on_fit_start(self, state: FitState) -> None:
         try:
             print(self.svi.describe(self.batch))
         except Exception:  # a program that was not checked: the first step says where it fails
             print("the table of sites is left out: the programs fail on the first batch")
+        else:
+            _try_test(self.svi, self.batch, self.test)
         if self.overwritten is not None:
             self.overwritten.forget()
+
+
+def _try_test(svi: SVI, batch: Any, test: Any) -> None:
+    """Test data of another shape, on which the programs fail, before training and not after it."""
+    ours, theirs = kinds_of(batch), kinds_of(test)
+    if test is None or ours == theirs:
+        return
+    with svi.scope():
+        device = device_of(svi.model, svi.guide)
+    args, kwargs = as_arguments(as_batch(test, device))
+    try:
+        with seeded(0), evaluation_mode(svi.guide, svi.model), pyro.validation_enabled(False):
+            for program in (svi.guide, svi.model):
+                program(*args, **kwargs)
+    except Exception as error:
+        raise DataError(
+            f"test: found {theirs} where train has {ours}, and the programs fail on it: "
+            f"{type(error).__name__}: {error}; expected data on which they run; pass test data of "
+            "the same shape and type"
+        ) from error
 
 
 def run(request: Request) -> str | None:
@@ -182,9 +218,9 @@ def _run(request: Request, program: Program, folder: RunFolder | None) -> str | 
     source = request.source
     svi = SVI(program.model, program.guide, source.loss, lr=request.lr)
     batch_size = _batch_size(program, source.batch_size)
-    opening = _Opening(
-        svi, first_batch(program.train, batch_size), folder if request.overwrite else None
-    )
+    test = None if program.test is None else first_batch(program.test)
+    overwritten = folder if request.overwrite else None
+    opening = _Opening(svi, first_batch(program.train, batch_size), test, overwritten)
     history = svi.fit(
         program.train,
         program.val,
@@ -205,6 +241,12 @@ def _run(request: Request, program: Program, folder: RunFolder | None) -> str | 
         _write(folder, request, history, metrics)
         write_figures(svi, program, history, folder.path)
         print(f"metrics, figures and checkpoints are in {folder.path}")
+    elbo = metrics.get("test_elbo", 0.0)
+    if not math.isfinite(elbo):
+        raise NonFiniteError(
+            f"test: the ELBO is {elbo}; expected a finite number; look for missing values in the "
+            "test data, and for observations that the likelihood excludes"
+        )
     return None
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,18 @@ def read_value(name: str, text: str, default: Any) -> Value:
     """Text as the type of the default; without one, as a bool, int or float if it looks like one.
 
     Raises:
-        UsageError: text that is no value of that type.
+        UsageError: text that is no value of that type, or a default that text cannot replace.
 
     >>> read_value("latent_dim", "8", 2), read_value("path", "8", ""), read_value("x", "1e-3", None)
     (8, '8', 0.001)
     """
     if isinstance(default, str):
         return text
+    if not isinstance(default, bool | int | float | None) and default is not Parameter.empty:
+        raise UsageError(
+            f"--set {name}={text}: the default of {name} is a {type(default).__name__}; expected "
+            "an option of text, a number or a truth value: give program() one, and convert it there"
+        )
     value = _guess(text)
     if isinstance(default, bool):
         fits, kind = isinstance(value, bool), "true or false"

@@ -12,6 +12,7 @@ from typing import Any, Final, final
 from amortized.errors import CheckpointError, UsageError
 from amortized.fit.callbacks import Callback, FitState
 from amortized.fit.checkpoint import listed, prune
+from amortized.fit.checkpoint_values import json_value
 
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.json"
@@ -101,8 +102,9 @@ class RunFolder(Callback):
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes plain values as JSON, in one piece."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    """Writes plain values as JSON, in one piece; infinity and NaN as their names, as text."""
+    plain = json_value(dict(values), path.name)
+    write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,7 +19,8 @@ from amortized.errors import ProgramError
 from amortized.fit.rng import side_stream
 from amortized.programs.batches import aliases
 from amortized.programs.run import is_guide_messenger
-from amortized.programs.study import modules_of, run_alone
+from amortized.programs.modules import modules_of
+from amortized.programs.study import run_alone
 
 GROUPS: tuple[str, ...] = ("model", "guide", "estimators")
 

@@ -16,7 +16,7 @@ from amortized.programs.batches import as_arguments
 from amortized.programs.handlers import Context, GuideHandler, ModelHandler
 from amortized.programs.records import Layout, SiteRecord
 from amortized.programs.run import execute, run_pair, with_room
-from amortized.programs.study import modules_of
+from amortized.programs.modules import modules_of
 
 Program = Callable[..., Any]
 Records = Mapping[str, SiteRecord]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Plan:
             "check_val_every_n_epoch": self.check_val_every_n_epoch,
         }
         for name, value in counts.items():
+            if value is not None and not _is_whole(value):
+                raise UsageError(f"{name}={value!r}: expected a whole number, at least 1")
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}: expected at least 1")
         # a wrong limit is named now, not after the first epoch
@@ -121,6 +123,11 @@ class Plan:
             "accumulate_grad_batches": self.accumulate_grad_batches,
             "generators of its own": len(self.train.generators()),
         }
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it counts something; 1e5 does, 2.5 would be rounded up in silence."""
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer()
 
 
 def limited(total: int | None, limit: int | float | None, name: str) -> int | None:

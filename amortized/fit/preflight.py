@@ -8,12 +8,15 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from amortized.checks.sizes import lacks_data_plate
+from amortized.checks.data import own_copy
+from amortized.checks.places import names_words
+from amortized.checks.sizes import lacks_data_plate, row_parameters
 from amortized.errors import CheckWarning, DataError, ProgramError
 from amortized.fit.data import batch_length, structure_of
 from amortized.fit.plan import Plan
 from amortized.fit.rng import preserved_rng
 from amortized.fit.step import Stepper
+from amortized.programs.batches import leaves_of
 
 _SHOWN = 3
 _AT_ONCE = 64
@@ -32,7 +35,9 @@ def preflight(stepper: Stepper, plan: Plan) -> bool:
     counted = plan.data.name is not None and plan.data.size == plan.train.size
     plan = replace(plan, data=replace(plan.data, counted=counted or plan.data.counted))
     with preserved_rng():
-        first, val = plan.train.peek(), None if plan.val is None else plan.val.peek()
+        # copies: programs that write into a batch must not write into the data through a slice
+        first = own_copy(plan.train.peek())
+        val = None if plan.val is None else own_copy(plan.val.peek())
     if first is None:
         return False
     if val is not None and structure_of(val) != structure_of(first):
@@ -41,10 +46,31 @@ def preflight(stepper: Stepper, plan: Plan) -> bool:
             "take the same arguments from both: pass validation data of the same structure"
         )
     stepper.check(first, plan.data)
+    if val is not None:
+        _check_val(stepper, plan, first, val)
     _check_rows(stepper, plan, first)
     _check_data_plate(stepper, plan, first)
     _check_last_batch(stepper, plan, first)
+    _check_row_parameters(stepper, plan, first)
     return True
+
+
+def _check_val(stepper: Stepper, plan: Plan, first: Any, val: Any) -> None:
+    """Validation data of another shape or type, where the programs fail on them."""
+    ours, theirs = kinds_of(first), kinds_of(val)
+    finding = None if ours == theirs else stepper.other_size(first, val, plan.data)
+    if finding is not None:
+        raise DataError(
+            f"val: found {theirs} where train has {ours}, and with that {finding.found}; expected "
+            "data on which the programs run; pass validation data of the same shape and type"
+        ) from finding.error
+
+
+def kinds_of(batch: Any) -> str:
+    """Shapes, without the number of rows, and types."""
+    tensors = leaves_of(batch).values()
+    shapes = ((", ".join(["*", *map(str, t.shape[1:])]), t.dtype) for t in tensors)
+    return ", ".join(f"({shape}) {str(kind).removeprefix('torch.')}" for shape, kind in shapes)
 
 
 def _check_rows(stepper: Stepper, plan: Plan, first: Any) -> None:
@@ -88,11 +114,29 @@ def _check_last_batch(stepper: Stepper, plan: Plan, first: Any) -> None:
     """A batch of every size that will come: the last one may be short."""
     size, rows = plan.train.size, batch_length(first)
     short = 0 if size is None else size % rows
-    last = plan.train.peek(short) if short else None
+    last = own_copy(plan.train.peek(short)) if short else None
     if last is not None:
         finding = stepper.other_size(first, last, plan.data)
         if finding is not None:
             raise ProgramError(str(finding)) from finding.error
+
+
+def _check_row_parameters(stepper: Stepper, plan: Plan, first: Any) -> None:
+    """Where all batches have one size, a parameter with their rows serves other rows each time."""
+    size, rows = plan.train.size, batch_length(first)
+    if size is None or size <= rows or size % rows or rows == 1:
+        return
+    with stepper.parameters.scope():
+        names = row_parameters(stepper.model, stepper.guide, stepper.placed(first), rows)
+    fewer = own_copy(plan.train.peek(rows - 1))
+    if names and stepper.other_size(first, fewer, plan.data) is not None:
+        warnings.warn(
+            f"parameter {names_words(names)} has a row for each of the {rows} rows of a batch, and "
+            f"the programs fail on {rows - 1}: rows of other batches of the {size} would share it; "
+            "use a network of x, or parameters of all data in a plate with subsample=",
+            CheckWarning,
+            stacklevel=2,
+        )
 
 
 def _named(rows: Sequence[int]) -> str:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from amortized.errors import ProgramError
 from amortized.programs.batches import aliases
 from amortized.programs.handlers import Context
+from amortized.programs.modules import modules_of
 from amortized.programs.records import Layout, Run
 from amortized.programs.run import run_pair, values_of
-from amortized.programs.study import modules_of, picked, undisturbed
+from amortized.programs.study import picked, undisturbed
 
 Key = tuple[str, bool]
 """A term's name, and whether it is the model's."""
@@ -42,7 +43,8 @@ def refuse_erased_axes(
         ProgramError: naming the site and the term whose copies are mixed.
     """
     values = values_of(run)
-    together = replace(context, layout=run.layout, fixed=values)
+    drawn_by = {latent.name: latent.estimator for latent in run.latents}
+    together = replace(context, layout=run.layout, fixed=values, drawn_by=drawn_by)
     try:
         joint = _replay(model, guide, args, kwargs, together, 0)
     except KeyError:  # a flow without an inverse knows the density of its own draws only
@@ -55,7 +57,8 @@ def refuse_erased_axes(
             else value
             for name, value in values.items()
         }
-        alone = replace(context, layout=Layout(run.layout.nesting), choose=None, fixed=fixed)
+        plain = Layout(run.layout.nesting)
+        alone = replace(together, layout=plain, choose=None, fixed=fixed)
         first, second = (_replay(model, guide, args, kwargs, alone, seed) for seed in (0, 1))
         for key in joint.keys() | first.keys():
             if key not in joint or key not in first or key not in second:
@@ -97,8 +100,11 @@ def _witnesses(layout: Layout, run: Run) -> Iterator[tuple[str, dict[int, int]]]
     sizes = {
         f"the copies of site {latent.name!r}": (latent.draw.axis, latent.draw.copies)
         for latent in run.latents
-        if latent.draw.axis is not None
+        if latent.draw.axis is not None and latent.span is None
     }
+    if layout.rows > 1:
+        names = ", ".join(repr(name) for name in layout.spans)
+        sizes[f"the copies of sites {names}, which lie in rows"] = (layout.row_dim, layout.rows)
     if layout.num_particles > 1:
         sizes["the particles"] = (layout.particle_dim, layout.num_particles)
     for name, (dim, count) in sizes.items():

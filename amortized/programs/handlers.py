@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -18,16 +16,44 @@ from amortized.errors import EstimatorError, NonFiniteError, ProgramError, Usage
 from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of, parameters_of
 from amortized.estimators.pathwise import Pathwise
 from amortized.estimators.score_function import ScoreFunction
+from amortized.programs import rows
 from amortized.programs.indices import all_indices
-from amortized.programs.records import DataPlate, Layout, SiteRecord
+from amortized.programs.placement import evaluations, per_particle, place, unmasked
+from amortized.programs.records import DataPlate, Layout, Sharing, SiteRecord, Span
 
-# copies of dependent sites multiply: beyond this, one step would rather exhaust the memory
-_MAX_EVALUATIONS = 16384
+# copies of dependent sites multiply: beyond this, those that may lie in rows do
+_ROWS_BEYOND = 64
 
 # what a run without estimators (a probe, importance weights, a replay) records: a plain value
 _PLAIN = Pathwise()
 # a factor in a guide with has_rsample=False: the log probability of a draw made by hand
 _SCORE = ScoreFunction()
+
+
+class Again(Estimator):
+    """A value that an estimator drew, held: its density is what that estimator takes it for."""
+
+    attached = True
+
+    def __init__(self, drawn_by: Estimator) -> None:
+        super().__init__()
+        self._drawn_by = (drawn_by,)  # no part of this module
+
+    def draw(self, site: Site, noise: Noise) -> Draw:
+        """Nothing is drawn.
+
+        Raises:
+            EstimatorError: always.
+        """
+        raise EstimatorError(f"site {site.name!r}: a held value is not drawn")
+
+    def density(self, law: Any, value: Tensor) -> Tensor:
+        """As the estimator that drew the value takes it."""
+        return self._drawn_by[0].density(law, value)
+
+    def log_q(self, draw: Draw) -> Tensor:
+        """The same of the guide's law."""
+        return self.density(draw.site.law, draw.value)
 
 
 class DeeperPlatesError(Exception):
@@ -43,8 +69,9 @@ class Context:
     """What a run needs besides the programs.
 
     ``choose`` gives a site its estimator; None means one plain draw of every site (probes,
-    importance weights). ``fixed`` gives values instead of draws (replays). ``script`` decides which
-    copy of a site a sequential run sees.
+    importance weights). ``fixed`` gives values instead of draws (replays), and ``drawn_by`` the
+    estimators that drew them, who know the density of values that are relaxed. ``script`` decides
+    which copy of a site a sequential run sees.
     """
 
     layout: Layout
@@ -52,7 +79,9 @@ class Context:
     choose: Callable[[Site, Mapping[str, Any]], Estimator] | None = None
     data: DataPlate = DataPlate()
     fixed: Mapping[str, Tensor] | None = None
+    drawn_by: Mapping[str, Estimator] = field(default_factory=dict)
     script: Callable[[Site, Estimator, Noise], Draw] | None = None
+    sharing: Sharing = "axes"
 
 
 class GuideHandler(Messenger):
@@ -68,7 +97,7 @@ class GuideHandler(Messenger):
         self.runs_model = runs_model
         self.records: dict[str, SiteRecord] = {}
         self.subsamples: dict[str, Tensor] = {}
-        self._drawn: dict[str, tuple[Draw, Estimator]] = {}
+        self._drawn: dict[str, tuple[Draw, Estimator, Span | None]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
@@ -86,22 +115,28 @@ class GuideHandler(Messenger):
                 f"site {name!r}: the guide samples it twice; give every site its own name"
             )
         fixed = self.context.fixed
-        law = unmasked(msg["fn"])
+        law, span, value = unmasked(msg["fn"]), None, None
         if fixed is not None and name in fixed:
-            draw, estimator = Draw(Site(name, law), fixed[name]), _PLAIN
+            known = self.context.drawn_by.get(name)
+            estimator = _PLAIN if known is None else Again(known)
+            draw = Draw(Site(name, law), fixed[name])
         elif msg["done"]:
             draw, estimator = Draw(Site(name, law), msg["value"]), _PLAIN
         else:
             try:
-                draw, estimator = self._draw(name, law, msg["infer"] or {})
+                draw, estimator, value, span = self._draw(name, law, msg)
             except (RuntimeError, ValueError) as error:
                 _refuse_nan(name, law, error)
                 raise
-        self._drawn[name] = draw, estimator
-        msg["value"], msg["done"] = draw.value, True
+        self._drawn[name] = draw, estimator, span
+        msg["value"], msg["done"] = draw.value if value is None else value, True
 
-    def _draw(self, name: str, law: Any, infer: Mapping[str, Any]) -> tuple[Draw, Estimator]:
+    def _draw(
+        self, name: str, law: Any, msg: Any
+    ) -> tuple[Draw, Estimator, Tensor | None, Span | None]:
+        """The draw and its estimator; the value and the rows of a site that is laid out in rows."""
         context, layout = self.context, self.context.layout
+        infer: Mapping[str, Any] = msg["infer"] or {}
         several = layout.num_particles > 1
         dim = layout.particle_dim if several else None
         site = Site(name, law, layout.num_particles, dim, infer.get("baseline_input"))
@@ -110,11 +145,40 @@ class GuideHandler(Messenger):
             site = replace(site, law=per_particle(law, layout))
         if context.choose is None:
             draw_from = context.noise.rsample if law.has_rsample else context.noise.sample
-            return Draw(site, draw_from(site.law, site=name)), estimator
+            return Draw(site, draw_from(site.law, site=name)), estimator, None, None
         if context.script is not None:
-            return context.script(site, estimator, context.noise), estimator
+            return context.script(site, estimator, context.noise), estimator, None, None
         draw = estimator.draw(site, context.noise)
-        return (place(draw, layout) if draw.copies > 1 else draw), estimator
+        wide = self._open(msg, estimator)
+        if draw.copies > 1 and self._in_rows(draw, estimator):
+            placed, value, span = rows.lay_out(draw, layout, wide)
+            return placed, estimator, value, span
+        if draw.copies > 1:
+            draw = place(draw, layout, wide)
+        return rows.shared_draw(draw, layout), estimator, None, None
+
+    def _in_rows(self, draw: Draw, estimator: Estimator) -> bool:
+        """Whether the copies of a site go to the rows of the shared dim."""
+        layout, sharing = self.context.layout, self.context.sharing
+        if sharing == "axes" or not rows.serves(estimator):
+            return False
+        many = evaluations(draw, layout) > _ROWS_BEYOND
+        return sharing == "rows" or layout.rows > 1 or many
+
+    def _open(self, msg: Any, estimator: Estimator) -> dict[int, int]:
+        """Dims and sizes of earlier sites' copies over which slopes must be told apart.
+
+        A site that is summed out in plates that this one lacks is folded before this one.
+        """
+        if not estimator.differentiates_cost:
+            return {}
+        plates = {(frame.name, frame.dim) for frame in msg["cond_indep_stack"] if frame.vectorized}
+        found = {}
+        for name, dim in self.context.layout.axes.items():
+            draw, earlier, _ = self._drawn[name]
+            if earlier.joint_copies or self.records[name].plates <= plates:
+                found[dim] = draw.copies
+        return found
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
@@ -122,8 +186,10 @@ class GuideHandler(Messenger):
         elif msg["is_observed"]:
             self._record_observed(msg)
         else:
-            draw, estimator = self._drawn[msg["name"]]
-            self.records[msg["name"]] = record_of(msg, self.context.data, draw, estimator)
+            draw, estimator, span = self._drawn[msg["name"]]
+            record = record_of(msg, self.context.data, draw, estimator)
+            record.span = span
+            self.records[msg["name"]] = record
 
     def _record_observed(self, msg: Any) -> None:
         if self.runs_model or _deterministic(msg):
@@ -268,44 +334,6 @@ def factor_of(msg: Any) -> tuple[Draw, Estimator]:
         )
     site = Site(msg["name"], unmasked(msg["fn"]))
     return Draw(site, msg["value"]), _PLAIN if differentiable else _SCORE
-
-
-def per_particle(law: Any, layout: Layout) -> Any:
-    """The law with its own draw for each particle, unless it is deterministic."""
-    if type(base_of(law)).__name__ == "Delta":
-        return law
-    shape = torch.broadcast_shapes(law.batch_shape, (layout.num_particles, *(1,) * layout.nesting))
-    return law if shape == law.batch_shape else law.expand(shape)
-
-
-def place(draw: Draw, layout: Layout) -> Draw:
-    """The draw with its leading copy axis moved to the site's private dim."""
-    axis = layout.allocate(draw.site.name)
-    law = draw.site.law
-    evaluations = draw.copies * math.prod(
-        law.batch_shape[: max(0, len(law.batch_shape) - layout.nesting)]
-    )
-    if evaluations > _MAX_EVALUATIONS:
-        raise EstimatorError(
-            f"site {draw.site.name!r}: with the copies of the sites before it, one step would "
-            f"evaluate it {evaluations} times a datum (at most {_MAX_EVALUATIONS}); copies of "
-            "dependent sites multiply: use am.ScoreFunction(am.LeaveOneOut()) over particles, "
-            "am.ELBO(num_particles=...), for most of them"
-        )
-    ones = (1,) * (-axis - 1 - len(law.batch_shape))
-    value = draw.value.reshape(draw.copies, *ones, *law.batch_shape, *law.event_shape)
-    return Draw(draw.site, value, draw.copies, axis, draw.memory)
-
-
-def unmasked(fn: Any) -> Any:
-    """The law that the value is drawn from: masks remove terms, not randomness."""
-    if isinstance(fn, dist.MaskedDistribution):
-        return unmasked(fn.base_dist)
-    if isinstance(fn, dist.Independent):
-        inner = unmasked(fn.base_dist)
-        if inner is not fn.base_dist:
-            return dist.Independent(inner, fn.reinterpreted_batch_ndims)
-    return fn
 
 
 def _size_at(msg: Any, dim: int | None) -> int:

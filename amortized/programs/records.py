@@ -44,22 +44,83 @@ class DataPlate:
         return replace(self, name=name, counted=self.counted or self.name is None)
 
 
+Sharing = Literal["auto", "axes", "rows"]
+"""Where copies of dependent sites lie: on private dims, which multiply, or on rows of one dim."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows of a site: copy 0 is row 0, the base; copy c is row ``start + c - 1``.
+
+    ``dim`` is where the rows lie in a batch shape, ``rows`` how many there are in all.
+    """
+
+    start: int
+    copies: int
+    dim: int
+    rows: int
+
+    @property
+    def stop(self) -> int:
+        """The first row of later sites."""
+        return self.start + self.copies - 1
+
+
+class MoreRowsError(Exception):
+    """Copies need so many rows: run again with them (internal)."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.rows = rows
+
+
 @dataclass
 class Layout:
     """Where axes lie, counted from the right of a batch shape.
 
-    ``-1 .. -nesting`` are the plates, then one dim for the particles, then one private dim for
-    each site that is evaluated on several copies, in guide order.
+    ``-1 .. -nesting`` are the plates, then one dim for the particles, then, if there are rows, one
+    dim for them and one that only estimators see, then one private dim for each other site that is
+    evaluated on several copies, in guide order.
     """
 
     nesting: int
     num_particles: int = 1
     axes: dict[str, int] = field(default_factory=dict)
+    rows: int = 1
+    """Rows of sites that are laid out in rows; 1: none is."""
+    spans: dict[str, Span] = field(default_factory=dict)
 
     @property
     def particle_dim(self) -> int:
         """The dim of the particles."""
         return -self.nesting - 1
+
+    @property
+    def row_dim(self) -> int:
+        """The dim of the rows."""
+        return -self.nesting - 2
+
+    @property
+    def copy_dim(self) -> int:
+        """Where an estimator finds the copies of a site that is laid out in rows."""
+        return -self.nesting - 3
+
+    @property
+    def used(self) -> int:
+        """The rows that are taken so far; the others still are what the base is."""
+        return 1 + sum(span.copies - 1 for span in self.spans.values())
+
+    def span(self, site: str, copies: int) -> Span:
+        """Rows for a site.
+
+        Raises:
+            MoreRowsError: there are not as many.
+        """
+        span = Span(self.used, copies, self.row_dim, self.rows)
+        if span.stop > self.rows:
+            raise MoreRowsError(span.stop)
+        self.spans[site] = span
+        return span
 
     def allocate(self, site: str) -> int:
         """A fresh private dim for a site.
@@ -67,7 +128,7 @@ class Layout:
         Raises:
             EstimatorError: more private dims than a tensor can have.
         """
-        dim = self.particle_dim - 1 - len(self.axes)
+        dim = self.particle_dim - 1 - len(self.axes) - (2 if self.rows > 1 else 0)
         if dim < _LEFTMOST:
             raise EstimatorError(
                 f"site {site!r}: more than {len(self.axes)} sites are evaluated on several copies, "
@@ -100,6 +161,10 @@ class SiteRecord:
     """Product of full size / size over the plates: what subsampling contributes to ``scale``."""
     draw: Draw | None = None
     estimator: Estimator | None = None
+    span: Span | None = None
+    """The rows of its copies, if it is laid out in rows."""
+    hard_log_q: Tensor | None = None
+    """log q of every row, attached, with relaxed values taken for the base's; laid out in rows."""
 
 
 @dataclass(eq=False, slots=True)
@@ -138,6 +203,10 @@ class LatentSite:
     order: int
     first_in_model: float
     """First model occurrence of this site or of any later guide site (infinite if none)."""
+    span: Span | None = None
+    """The rows of its copies, if it is laid out in rows."""
+    hard_log_q: Tensor | None = None
+    """The record's."""
 
     @property
     def name(self) -> str:
@@ -156,5 +225,7 @@ class Run:
     model: dict[str, SiteRecord]
     subsamples: dict[str, Tensor]
     kl_notes: dict[str, str]
+    direct: dict[str, Tensor] = field(default_factory=dict)
+    """log q at constant values, of the sites whose direct gradient is taken out."""
     runs: int = 1
     """How often both programs ran: more than once where copies are evaluated one by one."""

@@ -10,6 +10,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from amortized.errors import AmortizedError, ProgramError
+from amortized.programs.frozen import direct_terms
 from amortized.programs.handlers import Context, DeeperPlatesError, GuideHandler, ModelHandler
 from amortized.programs.records import DataPlate, Run, SiteRecord
 from amortized.programs.terms import build_terms, latents_of
@@ -40,7 +41,8 @@ def run_pair(
     _refuse_strangers(drawn.records, replayed.records)
     _refuse_other_sizes(drawn.records, replayed.records)
     _refuse_other_data_plates(drawn.records, replayed.records, context.data)
-    terms, notes = build_terms(drawn.records, replayed.records, context.layout, closed_form)
+    direct = direct_terms(guide, lambda again: execute(guide, args, kwargs, again, context), drawn)
+    terms, notes = build_terms(drawn.records, replayed.records, context.layout, closed_form, direct)
     return Run(
         terms=terms,
         latents=latents_of(drawn.records, replayed.records),
@@ -49,6 +51,7 @@ def run_pair(
         model=replayed.records,
         subsamples={**drawn.subsamples, **replayed.subsamples},
         kl_notes=notes,
+        direct=direct,
     )
 
 
@@ -89,9 +92,11 @@ def with_room(nesting: int, attempt: Callable[[int], T]) -> tuple[T, int]:
 def _axes_hint(error: Exception, context: Context, side: str) -> str | None:
     """A sentence about extra left dims, if the run had any."""
     layout = context.layout
-    if not layout.axes and layout.num_particles == 1:
+    if not layout.axes and layout.num_particles == 1 and layout.rows == 1:
         return None
     causes = [f"site {name!r} (its copies at dim {dim})" for name, dim in layout.axes.items()]
+    if layout.rows > 1:
+        causes.append(f"{layout.rows} rows of copies (at dim {layout.row_dim})")
     if layout.num_particles > 1:
         causes.append(f"{layout.num_particles} particles (at dim {layout.particle_dim})")
     return (

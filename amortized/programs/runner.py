@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from amortized.estimators.base import Estimator, Noise, Site
 from amortized.programs.batches import signature_of
 from amortized.programs.erasure import refuse_erased_axes
+from amortized.programs.frozen import refuse_random_guides
 from amortized.programs.handlers import Context
-from amortized.programs.records import DataPlate, Layout, Run
+from amortized.programs.modules import modules_of
+from amortized.programs.records import DataPlate, Layout, MoreRowsError, Run, Sharing
 from amortized.programs.run import Program, run_pair, with_room
 from amortized.programs.sequential import Tree, explore
-from amortized.programs.study import Study, identity, modules_of, probe
+from amortized.programs.study import Study, identity, probe, undisturbed
 
 # more signatures than any program has, and a bound for scripts that make a program at every step
 _REMEMBERED = 256
@@ -91,6 +94,7 @@ class Runner:
         num_particles: int = 1,
         data: DataPlate | None = None,
         closed_form: bool = False,
+        sharing: Sharing = "axes",
     ) -> tuple[Run, DataPlate]:
         """One run of the pair, and the data plate by name.
 
@@ -101,18 +105,34 @@ class Runner:
         plate = study.data if data is None else data.found(study.data.name)
 
         def attempt(room: int) -> tuple[Run, Context]:
-            context = Context(Layout(room, num_particles), noise, choose, plate)
+            layout = Layout(room, num_particles, rows=study.rows.get(num_particles, 1))
+            context = Context(layout, noise, choose, plate, sharing=sharing)
             return run_pair(model, guide, args, kwargs, context, closed_form), context
 
-        (run, context), study.nesting = with_room(study.nesting, attempt)
+        def fits() -> tuple[Run, Context]:
+            while True:
+                try:
+                    found, study.nesting = with_room(study.nesting, attempt)
+                    study.rows.setdefault(num_particles, 1)
+                    return found
+                except MoreRowsError as more:
+                    study.rows[num_particles] = more.rows
+
+        if sharing != "axes" and choose is not None and num_particles not in study.rows:
+            with undisturbed(model, guide), torch.no_grad():
+                fits()  # how many rows there are is learned aside: draws are the same ever after
+        run, context = fits()
         self.sites.update(latent.name for latent in run.latents)
-        if run.layout.axes or num_particles > 1:
-            shape = (num_particles, tuple(run.guide), tuple(run.model), *run.layout.axes)
+        if run.layout.axes or num_particles > 1 or run.direct or run.layout.rows > 1:
+            axes = (*run.layout.axes, *run.layout.spans)
+            shape = (num_particles, tuple(run.guide), tuple(run.model), *axes)
             times = study.structures.get(shape, 0)
             # weights that start at zero hide a mixture of copies: look again as they grow
             wanted = self.looks == "always" or times in _LOOK_AGAIN
             if wanted and self.looks != "never":
-                refuse_erased_axes(model, guide, args, kwargs, run, context)
+                refuse_random_guides(run)
+                if run.layout.axes or num_particles > 1 or run.layout.rows > 1:
+                    refuse_erased_axes(model, guide, args, kwargs, run, context)
             _keep(study.structures, shape, times + 1)
         return run, plate
 
@@ -141,6 +161,9 @@ class Runner:
             ]
 
         trees, study.nesting = with_room(study.nesting, attempt)
+        if self.looks != "never":
+            for run in (run for tree in trees for run in tree.runs()):
+                refuse_random_guides(run)
         self.sites.update(latent.name for tree in trees for latent in tree.run.latents)
         return trees, plate
 

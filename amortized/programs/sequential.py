@@ -13,7 +13,8 @@ from typing import Any
 
 from amortized.errors import ProgramError
 from amortized.estimators.base import Draw, Estimator, Noise, Site
-from amortized.programs.handlers import Context, place
+from amortized.programs.handlers import Context
+from amortized.programs.placement import place
 from amortized.programs.records import LatentSite, Layout, Run
 from amortized.programs.run import run_pair
 
@@ -36,13 +37,16 @@ class Node:
     @property
     def placed(self) -> Draw:
         """The draw with its copies on the private dim, as an estimator's surrogate expects it."""
-        return place(self.drawn, Layout(self.nesting)) if self.drawn.copies > 1 else self.drawn
+        if self.drawn.copies == 1:
+            return self.drawn
+        # every path took its values from what was drawn: there slopes are found
+        return place(replace(self.drawn, root=self.drawn.value), Layout(self.nesting))
 
     def copy(self, index: int) -> Draw:
         """One copy, without any extra dim."""
         if self.drawn.copies == 1:
             return self.drawn
-        return Draw(self.drawn.site, self.drawn.value[index])
+        return replace(self.drawn, value=self.drawn.value[index], copies=1, copy=index)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from inspect import getclosurevars, isfunction, ismethod
-from types import MethodType
+from inspect import ismethod
 from typing import Any
 
 import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 from amortized.errors import UsageError
 from amortized.estimators.base import Noise, TorchNoise, base_of
 from amortized.programs.batches import aliases, key_of
 from amortized.programs.handlers import Context, GuideHandler
+from amortized.programs.modules import buffers_aside
 from amortized.programs.records import DataPlate, Layout, Run, SiteRecord
 from amortized.programs.run import execute, run_pair, with_room
 
@@ -38,6 +37,8 @@ class Study:
     """Sites that the model observes; another batch may leave one latent."""
     programs: tuple[Any, Any]
     """Held so that the identity in the cache's key stays theirs."""
+    rows: dict[int, int] = field(default_factory=dict)
+    """Rows that copies need, by the number of particles."""
     structures: dict[Any, int] = field(default_factory=dict)
     """How often each structure with copies or particles has run."""
 
@@ -46,27 +47,16 @@ class Study:
 def undisturbed(*programs: Any) -> Iterator[None]:
     """Run something and leave no trace: generators and module buffers are put back."""
     python, legacy = random.getstate(), np.random.get_state()
-    originals = [
-        (module, name, buffer)
-        for module in modules_of(*programs)
-        for name, buffer in module._buffers.items()
-        if buffer is not None and not is_lazy(buffer)
-    ]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)):
+    with torch.random.fork_rng(devices=list(devices)), buffers_aside(*programs):
         # another stream: what is initialized in here must not repeat in the draws that follow
         seed = int(torch.randint(2**62, ()))
         torch.default_generator.manual_seed(seed)
-        # copies stand in for buffers, which a backward pass may still need as they were
-        for module, name, buffer in originals:
-            module._buffers[name] = buffer.clone()
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(legacy)
-            for module, name, buffer in originals:
-                module._buffers[name] = buffer
 
 
 def outside_generators() -> Hashable:
@@ -162,45 +152,6 @@ def identity(program: Any) -> Any:
     if ismethod(program):
         return (id(program.__self__), id(program.__func__))
     return id(program) if callable(program) else key_of(program)
-
-
-def modules_of(*programs: Any) -> list[nn.Module]:
-    """Every module that the programs are, belong to or close over, submodules included."""
-    found: dict[int, nn.Module] = {}
-    seen: set[int] = set()
-    waiting = list(programs)
-    while waiting:
-        program = waiting.pop()
-        if id(program) in seen:
-            continue
-        seen.add(id(program))
-        if isinstance(program, nn.Module):
-            found |= {id(module): module for module in program.modules()}
-        elif isinstance(program, partial):
-            waiting += [program.func, *program.args, *program.keywords.values()]
-        elif ismethod(program):
-            owner = program.__self__
-            held = getattr(owner, "__dict__", {})
-            waiting += [owner, program.__func__, *_modules_among(held.values())]
-        elif isfunction(program):
-            waiting += _closed_over(program)
-        elif isfunction(call := vars(type(program)).get("__call__")):
-            waiting.append(MethodType(call, program))
-    return list(found.values())
-
-
-def _closed_over(function: Any) -> list[Any]:
-    try:
-        outer = getclosurevars(function)
-    except ValueError:  # a cell that is not filled yet
-        return []
-    values = [*outer.nonlocals.values(), *outer.globals.values()]
-    inner = [v for v in outer.nonlocals.values() if ismethod(v) or isfunction(v)]
-    return inner + [v for v in values if isinstance(v, nn.Module | partial)]
-
-
-def _modules_among(values: Iterable[Any]) -> list[nn.Module]:
-    return [value for value in values if isinstance(value, nn.Module)]
 
 
 def picked(value: Tensor, layout: Layout, event_dim: int, copy: Mapping[int, int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import constraints
 
-from amortized.errors import ProgramError
-from amortized.estimators.base import base_of, wrappers_of
+from amortized.errors import EstimatorError, ProgramError
+from amortized.estimators.base import Draw, Estimator, base_of, wrappers_of
 from amortized.programs.divergence import analytic_kl, is_masked
 from amortized.programs.records import LatentSite, Layout, Plates, SiteRecord, Term
+from amortized.programs.rows import hard_log_q
 
 
 def build_terms(
@@ -22,27 +24,60 @@ def build_terms(
     model: dict[str, SiteRecord],
     layout: Layout,
     closed_form: bool,
+    direct: Mapping[str, Tensor],
 ) -> tuple[list[Term], dict[str, str]]:
     """All terms of one run, and per latent how its KL is computed.
 
-    With ``closed_form`` the pair log p(z) - log q(z) becomes -KL where theory allows it.
+    Args:
+        guide: the guide's statements.
+        model: the model's.
+        layout: where axes lie.
+        closed_form: the pair log p(z) - log q(z) becomes -KL where theory allows it.
+        direct: log q at constant values, of the sites whose direct gradient is taken out.
     """
     terms: list[Term] = []
     notes: dict[str, str] = {}
     replaced: set[str] = set()
     for order, record in enumerate(guide.values()):
-        if closed_form and record.name in model:
+        needed = record.estimator is not None and record.estimator.kl == "analytic"
+        if (closed_form or needed) and record.name in model:
             value, note = _kl_value(record, guide, model)
             notes[record.name] = note
             if value is not None:
                 replaced.add(record.name)
                 terms.append(_checked(Term(record.name, "kl", value, record.plates, order), layout))
                 continue
-        terms.append(_checked(_guide_term(record, order), layout))
-    for order, record in enumerate(model.values()):
-        if record.name not in replaced:
-            terms.append(_checked(_model_term(record, order), layout))
+            if needed:
+                raise EstimatorError(_no_closed_form(record, note))
+        terms.append(_checked(_guide_term(record, order, direct.get(record.name)), layout))
+    drawn_by = {name: r.estimator for name, r in guide.items() if r.estimator is not None}
+    draws = {name: r.draw for name, r in guide.items() if r.draw is not None}
+    terms += [t for t in model_terms(model, layout, drawn_by, draws) if t.name not in replaced]
     return terms, notes
+
+
+def model_terms(
+    model: dict[str, SiteRecord],
+    layout: Layout,
+    drawn_by: Mapping[str, Estimator],
+    draws: Mapping[str, Draw] | None = None,
+) -> list[Term]:
+    """log p of every statement of the model, at values that these estimators drew.
+
+    ``draws`` has what they remember, where the values are their own.
+    """
+    drawn = draws or {}
+    return [
+        _checked(_model_term(r, order, drawn_by.get(r.name), drawn.get(r.name)), layout)
+        for order, r in enumerate(model.values())
+    ]
+
+
+def _no_closed_form(record: SiteRecord, note: str) -> str:
+    return (
+        f"site {record.name!r}: {record.estimator!r} takes the site's KL in closed form, and here "
+        f"it would have to be {note}; choose another of its forms, or another estimator"
+    )
 
 
 def latents_of(guide: dict[str, SiteRecord], model: dict[str, SiteRecord]) -> list[LatentSite]:
@@ -58,30 +93,64 @@ def latents_of(guide: dict[str, SiteRecord], model: dict[str, SiteRecord]) -> li
         place, reach = (-1, 0) if record.observed else (order, first)
         found.append(
             LatentSite(
-                record.draw, record.estimator, record.plates, record.plate_scale, place, reach
+                record.draw,
+                record.estimator,
+                record.plates,
+                record.plate_scale,
+                place,
+                reach,
+                record.span,
+                record.hard_log_q,
             )
         )
     return found[::-1]
 
 
-def _guide_term(record: SiteRecord, order: int) -> Term:
-    if record.draw is None or is_masked(record.fn):
-        log_q = _log_prob(record, record.value)
-    else:
-        log_q = record.draw.log_prob
-    if record.estimator is not None and not record.estimator.attached:
+def _guide_term(record: SiteRecord, order: int, direct: Tensor | None = None) -> Term:
+    log_q, estimator = log_q_of(record), record.estimator
+    if estimator is not None and not (estimator.attached or estimator.keeps_log_q):
         log_q = log_q.detach()
+    if direct is not None:
+        log_q = log_q - (direct - direct.detach())
     value = scale_and_mask(-log_q, record.scale, record.mask)
     return Term(record.name, "guide", value, record.plates, order)
 
 
-def _model_term(record: SiteRecord, order: int) -> Term:
+def log_q_of(record: SiteRecord) -> Tensor:
+    """log q of a guide's statement, its masks applied and not its handlers'."""
+    draw, estimator, fn = record.draw, record.estimator, record.fn
+    if draw is None or estimator is None:
+        return _log_prob(record, record.value, None)
+    masks = []
+    while isinstance(fn, MaskedDistribution):
+        masks.append(fn._mask)
+        fn = fn.base_dist
+    if is_masked(fn):
+        if draw.ordinary is not None or record.span is not None:
+            raise EstimatorError(
+                f"site {record.name!r}: {estimator!r} relaxes values of a distribution that masks "
+                "a part of its event; put the mask around the statement, poutine.mask(mask=...)"
+            )
+        return _log_prob(record, record.value, estimator)
+    if record.span is None:
+        log_q = estimator.log_q(draw)
+    else:
+        law = draw.site.law
+        record.hard_log_q, log_q = hard_log_q(law, record.value, draw, record.span)
+    for mask in masks:
+        log_q = scale_and_mask(log_q, 1.0, mask)
+    return log_q
+
+
+def _model_term(
+    record: SiteRecord, order: int, drawn_by: Estimator | None, draw: Draw | None
+) -> Term:
     value = record.value
     if record.observed:
         for law, mask in masks_of(record.fn, record.mask):
             if isinstance(mask, Tensor):
                 value = fill_hidden(law, value, mask)
-    log_p = _log_prob(record, value)
+    log_p = _log_prob(record, value, drawn_by, draw)
     role = "likelihood" if record.observed else "prior"
     return Term(
         record.name, role, scale_and_mask(log_p, record.scale, record.mask), record.plates, order
@@ -97,9 +166,18 @@ def masks_of(fn: Any, mask: Any) -> list[tuple[Any, Any]]:
     return [(fn, mask), *((w, w._mask) for w in masked)]
 
 
-def _log_prob(record: SiteRecord, value: Tensor) -> Tensor:
+def _log_prob(
+    record: SiteRecord, value: Tensor, estimator: Estimator | None, draw: Draw | None = None
+) -> Tensor:
+    """The log-density at a value, which its estimator may have relaxed and know more of."""
     try:
-        return record.fn.log_prob(value)
+        if estimator is None or record.observed:
+            return record.fn.log_prob(value)
+        if draw is not None and draw.value is value:
+            return estimator.log_p(record.fn, draw)
+        return estimator.density(record.fn, value)
+    except EstimatorError as error:
+        raise EstimatorError(f"site {record.name!r}: {error}") from error
     except ValueError as error:
         family = type(base_of(record.fn)).__name__
         reason = " ".join(str(error).split())
@@ -178,6 +256,8 @@ def _checked(term: Term, layout: Layout) -> Term:
             continue
         if dim < layout.particle_dim and dim in layout.axes.values():
             continue
+        if dim == layout.row_dim and shape[place] == layout.rows:
+            continue
         raise ProgramError(_undeclared(term, shape[place], dim, layout))
     return term
 
@@ -188,7 +268,7 @@ def _undeclared(term: Term, size: int, dim: int, layout: Layout) -> str:
         f"{tuple(term.value.shape)}, with size {size} at dim {dim}, but the plates around it are "
         f"{_plate_names(term.plates)}"
     )
-    if size == layout.num_particles or layout.axes:
+    if size == layout.num_particles or layout.axes or layout.rows > 1:
         return (
             f"{found}; a reduction that drops a plate dim, such as z.mean(-1), shifts copies and "
             "particles onto it: keep the dim, z.mean(-1, keepdim=True). If the dim is a batch "

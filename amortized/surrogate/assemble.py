@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,8 +19,17 @@ from amortized.surrogate.costs import (
     order_cost,
     owed,
     per_datum,
+    scaled,
 )
 from amortized.surrogate.order import downstream, folding_order, leaks_of
+from amortized.surrogate.rows import (
+    cost_of_copies,
+    mean_over_rows,
+    on_base,
+    ordinary_rows,
+    repeated,
+    scores_of_relaxed_rows,
+)
 
 Weight = float | Tensor
 
@@ -48,8 +57,10 @@ def assemble(run: Run, kl_weight: Weight = 1.0) -> Assembled:
     copies = any(s.draw.axis for s in run.latents)
     running: Downstream | None = None
     for latent in folding_order(run.latents):
-        leaks = leaks_of(latent, run.latents)
-        if latent.draw.axis is not None:
+        leaks = leaks_of(latent, run.latents, by_shape=latent.span is None)
+        if latent.span is not None:
+            cost = order_cost(terms, latent, leaks, weighted)
+        elif latent.draw.axis is not None:
             terms, cost = fold(terms, latent, leaks, weighted)
         elif copies or leaks or latent.order < 0 or latent.estimator.differentiates_cost:
             # a hand-made draw (order -1) reaches everything, the sites before it do not
@@ -59,9 +70,24 @@ def assemble(run: Run, kl_weight: Weight = 1.0) -> Assembled:
             cost = running.cost(latent)
         if cost is not None:
             handed = per_datum(cost, latent, run.layout)
-            terms += owed(latent, handed)
+            owes, handed = _owed(latent, handed, run)
+            terms += owes
             costs.append((latent, handed.detach()))
-    return Assembled(total(terms, run.layout), costs)
+    return Assembled(total(terms, run.layout, ordinary_rows(run.latents, run.layout)), costs)
+
+
+def _owed(latent: LatentSite, cost: Cost, run: Run) -> tuple[list[Term], Cost]:
+    """What an estimator owes, on the rows where it is charged; and its cost copy by copy."""
+    if latent.span is None:
+        owes = owed(latent, cost)
+        if run.layout.rows > 1:
+            again = (repeated(t.value, latent, run.latents, run.layout) for t in owes)
+            owes = [replace(t, value=value) for t, value in zip(owes, again, strict=True)]
+        return owes, cost
+    found = cost_of_copies(cost, latent.span, run.layout)
+    owes = [replace(t, value=on_base(t.value, latent.span)) for t in owed(latent, found)]
+    scores = scores_of_relaxed_rows(latent, cost, run.latents)
+    return owes + scaled(latent, scores), found
 
 
 def _weighed(terms: list[Term], kl_weight: Weight) -> list[Term]:
@@ -154,10 +180,11 @@ def _stack(branches: list[list[Term]], latent: LatentSite) -> list[Term]:
     return merged
 
 
-def total(terms: Iterable[Term], layout: Layout) -> Tensor:
-    """The sum over plates of the mean over particles of folded terms."""
+def total(terms: Iterable[Term], layout: Layout, ordinary: Sequence[int] = (0,)) -> Tensor:
+    """The sum over plates of the mean over particles, and ordinary rows, of folded terms."""
     result: Tensor | None = None
     for term in terms:
+        term = mean_over_rows(term, layout, ordinary)
         summed = term.value.sum()
         dim = layout.particle_dim
         if layout.num_particles > 1 and term.value.dim() >= -dim and term.value.shape[dim] > 1:
@@ -173,4 +200,5 @@ def expectation(term: Term, run: Run) -> Tensor:
         # asked first: of a hundred plain sites none has a dim of its own
         if latent.draw.axis is not None and carries(value, latent.draw.axis):
             value = average(value, latent).detach()
-    return total([replace(term, value=value)], run.layout)
+    ordinary = ordinary_rows(run.latents, run.layout)
+    return total([replace(term, value=value)], run.layout, ordinary)

@@ -26,7 +26,7 @@ def order_cost(
     latent: LatentSite,
     leaks: list[Leak],
     weighted: Iterable[LatentSite] = (),
-) -> Tensor | None:
+) -> Cost | None:
     """The downstream cost by execution order, in the plates of the site."""
     return _cost([t for t in terms if downstream(t, latent)], latent, leaks, weighted)
 
@@ -46,7 +46,7 @@ class Downstream:
         self._guide = sorted((t for t in valued if not t.in_model), key=position)
         self._sums: dict[Plates, Tensor] = {}
 
-    def cost(self, latent: LatentSite) -> Tensor | None:
+    def cost(self, latent: LatentSite) -> Cost | None:
         """The downstream cost of a site that is not later than the one before."""
         self._take(self._model, latent.first_in_model)
         self._take(self._guide, latent.order)
@@ -54,7 +54,7 @@ class Downstream:
         for plates, summed in self._sums.items():
             part = _onto_plates(summed, plates, latent.plates)
             cost = part if cost is None else cost + part
-        return cost
+        return None if cost is None else Cost(cost)
 
     def _take(self, waiting: list[Term], first: float) -> None:
         while waiting and position(waiting[-1]) >= first:
@@ -68,7 +68,7 @@ def fold(
     latent: LatentSite,
     leaks: list[Leak],
     weighted: Iterable[LatentSite] = (),
-) -> tuple[list[Term], Tensor | None]:
+) -> tuple[list[Term], Cost | None]:
     """Average the terms on the site's private dim over its copies; also the cost of each copy."""
     dependent, kept = [], []
     for term in terms:
@@ -84,24 +84,29 @@ def fold(
 
 def _cost(
     terms: list[Term], latent: LatentSite, leaks: list[Leak], weighted: Iterable[LatentSite]
-) -> Tensor | None:
-    """The sum of terms in the plates of the site, attached only if the estimator asks for it.
+) -> Cost | None:
+    """The sum of terms in the plates of the site, with a differentiable total if it is asked for.
 
     Before a plate is summed, sites in it whose copies have weights of their own for each element,
     and on which this site does not depend, are averaged: afterwards only the weights of the
     element that is charged would be at hand.
     """
     cost: Tensor | None = None
+    total: Tensor | None = None
+    slopes = latent.estimator.differentiates_cost
     for term in terms:
-        value = term.value if latent.estimator.differentiates_cost else term.value.detach()
+        value = term.value if slopes else term.value.detach()
         apart = latent.plates - {leak.plate for leak in leaks if leak.reaches(term)}
         for other in weighted:
             if other.plates & (term.plates - apart) and _averages_for(other, latent, value):
                 value = average(value, other)
-                value = value if latent.estimator.differentiates_cost else value.detach()
-        part = _onto_plates(value, term.plates, apart)
+                value = value if slopes else value.detach()
+        if slopes:
+            # each term once: an element's cost may hold what it shares with other elements
+            total = value.sum() if total is None else total + value.sum()
+        part = _onto_plates(value.detach(), term.plates, apart)
         cost = part if cost is None else cost + part
-    return cost
+    return None if cost is None else Cost(cost, total=total)
 
 
 def _averages_for(other: LatentSite, latent: LatentSite, value: Tensor) -> bool:
@@ -111,13 +116,15 @@ def _averages_for(other: LatentSite, latent: LatentSite, value: Tensor) -> bool:
     return open_copies and axis is not None and not depends(latent, axis)
 
 
-def per_datum(cost: Tensor, latent: LatentSite, layout: Layout) -> Cost:
+def per_datum(cost: Cost, latent: LatentSite, layout: Layout) -> Cost:
     """A cost with the subsampling divided out, and what other particles say of it."""
+    copies, total = cost.copies, cost.total
     if _subsampled(latent):
-        cost = cost / latent.plate_scale
+        copies = copies / latent.plate_scale
+        total = None if total is None else total / latent.plate_scale
     if layout.num_particles == 1 or latent.draw.axis is not None:
-        return Cost(cost)
-    return Cost(cost, mean_of_others(cost, layout.particle_dim))
+        return Cost(copies, total=total)
+    return Cost(copies, mean_of_others(copies, layout.particle_dim), total)
 
 
 def _subsampled(latent: LatentSite) -> bool:
@@ -126,7 +133,11 @@ def _subsampled(latent: LatentSite) -> bool:
 
 def owed(latent: LatentSite, cost: Cost) -> list[Term]:
     """The estimator's surrogate as a term, computed per datum and scaled back."""
-    owed = latent.estimator.surrogate(latent.draw, cost)
+    return scaled(latent, latent.estimator.surrogate(latent.draw, cost))
+
+
+def scaled(latent: LatentSite, owed: Tensor | None) -> list[Term]:
+    """What a site owes per datum as a term, if it owes anything."""
     if owed is None:
         return []
     value = owed * latent.plate_scale if _subsampled(latent) else owed
@@ -143,6 +154,8 @@ def average(value: Tensor, latent: LatentSite) -> Tensor:
     axis = latent.draw.axis
     if axis is None:
         return value
+    if latent.estimator.base_only:
+        return value.narrow(axis, 0, 1)
     weights = latent.estimator.weights(latent.draw)
     if weights is None:
         return value.mean(axis, keepdim=True)

@@ -19,6 +19,7 @@ from amortized.checks.data import (
     length_findings,
     non_finite_findings,
     observation_findings,
+    own_copy,
     rows_of,
     wide_findings,
 )
@@ -140,3 +141,13 @@ def test_nan_behind_a_mask_that_spoils_the_run_is_an_error() -> None:
     (finding,) = by_cause(findings)
     assert (finding.severity, finding.code) == ("error", "nan-behind-mask")
     assert by_cause(findings[:1]) == findings[:1]
+
+
+def test_an_own_copy_shares_no_memory() -> None:
+    batch = {"x": torch.zeros(2), "y": (torch.zeros(2), None, "name")}
+    own = own_copy(batch)
+    own["x"] += 1.0
+    own["y"][0].add_(1.0)
+    assert not batch["x"].any() and not batch["y"][0].any() and own["y"][1:] == (None, "name")
+    leaf = torch.zeros(2, requires_grad=True)
+    assert own_copy([leaf])[0] is leaf

@@ -30,7 +30,6 @@ RIGHT: dict[str, Callable[[Tensor], Tensor]] = {
     "plain": lambda z: z,
     "straight through": lambda z: z + (z.round() - z).detach(),
     "a part": lambda z: z + z.detach(),
-    "written into": lambda z: z.mul_(2.0),
     "not used": lambda z: torch.zeros_like(z),
     "noise": lambda z: torch.randn_like(z) * z,
     "noise alone": lambda z: torch.randn_like(z),
@@ -91,6 +90,11 @@ def test_the_score_function_needs_no_gradient(how: str) -> None:
 @pytest.mark.parametrize("how", RIGHT)
 def test_right_programs(how: str) -> None:
     assert found(reading(RIGHT[how])) == []
+
+
+def test_a_value_that_is_written_into_is_not_taken_for_a_detached_one() -> None:
+    report = am.check(reading(lambda z: z.mul_(2.0)), guide, X)
+    assert [(f.code, f.site) for f in report.findings] == [("structure-varies", "z")]
 
 
 def test_a_program_that_changes_by_itself_is_not_blamed_on_a_latent() -> None:

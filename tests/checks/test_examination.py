@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoHierarchicalNormalMessenger
 from torch import Tensor, nn
 
 import amortized as am
@@ -133,3 +134,33 @@ def test_one_by_one_evaluation_is_checked_too() -> None:
 
 def test_kl_in_closed_form() -> None:
     assert am.check(model, guide, X, loss=am.VariationalLoss(am.ELBO(kl="analytic"))).ok
+
+
+def test_writing_in_place_is_one_finding_and_leaves_the_batch_alone() -> None:
+    def halving(x: Tensor) -> None:
+        x /= 2.0
+        guide(x)
+
+    def doubling(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            z *= 2.0
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = X.clone()
+    for pair in ((model, halving), (doubling, guide)):
+        (finding,) = am.check(*pair, x).findings
+        assert finding.code == "structure-varies" and "z = 2 * z" in finding.advice
+    assert torch.equal(x, X)
+
+
+def test_weights_that_pyro_multiplies_with_a_prior_mean_of_zero() -> None:
+    def nested(x: Tensor) -> None:
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("groups", 2, dim=-2):
+            t = pyro.sample("t", dist.Normal(m, 1.0))
+            with pyro.plate("data", x.shape[-1], dim=-1):
+                pyro.sample("x", dist.Normal(t, 1.0), obs=x)
+
+    pair = nested, AutoHierarchicalNormalMessenger(nested)
+    assert am.check(*pair, torch.randn(2, 5)).findings == []

@@ -127,3 +127,15 @@ def test_devices() -> None:
 
     assert [f.code for f in found(program)] == ["devices-differ"]
     assert list(data_causes(RuntimeError("other"), leaves_of(X), None)) == []
+
+
+@pytest.mark.parametrize("start", [0.0, -1.0])
+def test_a_parameter_that_starts_outside_of_its_constraint_is_named(start: float) -> None:
+    def program(x: Any) -> None:
+        scale = pyro.param("width", torch.tensor(start), constraint=dist.constraints.positive)
+        pyro.sample("z", dist.Normal(0.0, scale))
+
+    pyro.clear_param_store()
+    (finding,) = found(program)
+    assert (finding.code, finding.site) == ("invalid-parameter", "z")
+    assert "'width'" in finding.advice and "a start inside" in finding.advice

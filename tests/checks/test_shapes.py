@@ -160,3 +160,23 @@ def test_minibatches_of_model_and_guide() -> None:
     assert [f.code for f in found(rows(1, 2), rows(3, 4))] == ["subsample-mismatch"]
     theirs = found(latent(normal()), random)
     assert ["subsample-mismatch", "plate-mismatch"] == [f.code for f in theirs]
+
+
+@pytest.mark.parametrize(
+    ("value", "repeated"),
+    [
+        (lambda w: (w * torch.ones(ROWS)).sum(), True),
+        (lambda w: w * torch.ones(ROWS), False),
+        (lambda w: w.detach(), False),
+        (lambda w: 0.0 * w, False),
+    ],
+)
+def test_a_sum_over_the_rows_inside_their_plate(value: Any, repeated: bool) -> None:
+    w = torch.tensor(2.0, requires_grad=True)
+
+    def model() -> None:
+        with pyro.plate("data", ROWS):
+            pyro.factor("loss", value(w))
+
+    codes = [(f.severity, f.code, f.site) for f in found(lambda: None, model)]
+    assert codes == ([("warning", "broadcast-observation", "loss")] if repeated else [])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import amortized as am
-from amortized.checks.sizes import lacks_data_plate, size_finding
+from amortized.checks.sizes import lacks_data_plate, row_parameters, size_finding
 from tests.fit import tiny
 
 
@@ -62,3 +62,14 @@ def test_a_second_size_is_not_compared_copy_by_copy() -> None:
     batches = (tiny.data(8), tiny.data(3))
     assert size_finding(tiny.local_model, counted, batches, loss) is None
     assert next(runs) <= 6, "two for each size, and one to see how deep plates nest"
+
+
+def test_parameters_with_the_rows_of_a_batch() -> None:
+    def model(x: Tensor) -> None:
+        pyro.module("net", torch.nn.Linear(5, 1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    assert row_parameters(model, per_row, torch.zeros(5), 5) == ["loc"]
+    assert row_parameters(model, per_row, torch.zeros(5), 4) == []
+    assert dict(pyro.get_param_store()) == {}

@@ -12,7 +12,12 @@ import pytest
 import torch
 from torch.nn.functional import dropout
 
-from amortized.checks.structure import branch_findings, structure_findings
+from amortized.checks.structure import (
+    branch_findings,
+    structure_findings,
+    writes,
+    written_findings,
+)
 from amortized.programs.survey import survey_guide, survey_model
 
 Guide = Callable[[], Any]
@@ -128,3 +133,16 @@ def test_branches_on_latents_and_on_hidden_state() -> None:
     assert list(branch_findings(["z"], negative, positive)) == []
     (finding,) = branch_findings(["z", "x"], negative, lambda: negative)
     assert (finding.code, finding.site) == ("structure-varies", "x")
+
+
+def test_what_a_program_writes_into_is_named() -> None:
+    x, z, found = torch.ones(3), torch.ones(()), {}
+    with writes("guide", {"batch": x}, {"z": z}, found):
+        x.add_(0.0).detach().mul_(2.0)
+    with writes("model", {"batch": x}, {"z": z}, found):
+        z.mul_(2.0)
+        _ = x * 2.0
+    assert found == {("guide", "batch"): False, ("model", "z"): True}
+    data, drawn = written_findings(found)
+    assert (data.site, data.where, drawn.site) == (None, "the guide", "z")
+    assert "its argument batch" in data.found and "guide drew" in drawn.found

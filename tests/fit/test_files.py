@@ -93,3 +93,16 @@ def test_pairs_are_name_and_value() -> None:
 def test_values_without_a_default_look_like_what_they_are() -> None:
     texts = ("8", "0.5", "False", "fast")
     assert [read_value("x", text, None) for text in texts] == [8, 0.5, False, "fast"]
+
+
+def test_defaults_that_text_cannot_replace_are_refused() -> None:
+    def program(sizes: tuple[int, ...] = (64, 32), needed=...):
+        return Program(print, print, {})
+
+    with pytest.raises(UsageError, match=r"--set sizes=32,16: the default of sizes is a tuple"):
+        build(program, {"sizes": "32,16"})
+
+    def asks(size):
+        return Program(print, print, {"size": size})
+
+    assert build(asks, {"size": "3"}).train == {"size": 3}

@@ -68,3 +68,13 @@ def test_a_file_in_the_way_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--out"):
         RunFolder(tmp_path / "file", {})
     assert math.isnan(history()["val_elbo"][0])
+
+
+def test_numbers_that_json_lacks_are_text(tmp_path: Path) -> None:
+    write_json(tmp_path / "metrics.json", {"elbo": math.nan, "best": -math.inf, "epochs": 2})
+    text = (tmp_path / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "elbo": "nan",
+        "best": "-inf",
+        "epochs": 2,
+    }

@@ -197,3 +197,14 @@ def test_checkpoints_come_after_everything_else() -> None:
     found = in_order([checkpoint, other, print], Recorded())
     assert found[0] is other and found[-1] is checkpoint
     assert isinstance(found[2], LogEachEpoch) and len(found) == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"]
+)
+def test_counts_are_whole(name: str) -> None:
+    for wrong in (2.5, math.inf, math.nan, "3", True):
+        with pytest.raises(UsageError, match=f"{name}=.*: expected a whole number, at least 1"):
+            plan(**{name: wrong})
+    for right in (3, 1e3, np.int64(2)):
+        assert getattr(plan(**{name: right}), name) == right

@@ -1,4 +1,5 @@
 import math
+import warnings
 from collections.abc import Callable
 
 import pyro
@@ -196,3 +197,53 @@ def test_a_data_plate_by_name_alone_has_the_size_of_the_data_set() -> None:
     svi = am.SVI(long_model, long_guide, data_plate="visits")
     with pytest.raises(am.AmortizedError, match="20 elements"):
         svi.fit((torch.arange(12), torch.randn(12, 5)), max_epochs=1, batch_size=4, progress=False)
+
+
+def test_programs_that_write_into_their_batch_do_not_reach_the_data() -> None:
+    def guide(x):
+        x += 1.0
+        tiny.param_guide(x)
+
+    x = tiny.data(16).clone()
+    svi = am.SVI(tiny.local_model, guide)
+    with pytest.warns(am.CheckWarning, match="writes into its argument batch"):
+        svi.fit(x, max_epochs=1, batch_size=5, seed=0, progress=False)
+    assert torch.equal(x, tiny.data(16))
+
+
+@pytest.mark.parametrize(
+    ("val", "found"),
+    [(torch.zeros(6, 3), r"\(\*, 3\) float32"), (torch.zeros(6, 2).double(), "64")],
+)
+def test_validation_data_on_which_the_programs_fail(val: Tensor, found: str) -> None:
+    net = nn.Linear(2, 1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(x):
+        loc = pyro.module("net", net)(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    svi = am.SVI(model, guide)
+    with pytest.raises(
+        DataError, match=rf"val: found .*{found}.* where train has \(\*, 2\) float32"
+    ):
+        svi.fit(torch.randn(8, 2), val, max_epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(("size", "warned"), [(16, True), (8, False)])
+def test_a_parameter_with_the_rows_of_every_batch(size: int, warned: bool) -> None:
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(len(x)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    svi = am.SVI(tiny.local_model, guide)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        svi.fit(tiny.data(size), max_epochs=1, batch_size=8, progress=False)
+    assert [str(w.message)[:27] for w in shown] == ["parameter 'loc' has a row f"] * warned

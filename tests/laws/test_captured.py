@@ -1,4 +1,4 @@
-"""Every estimator captures: in every structure, under every option, its replays are bit for bit.
+"""Every estimator captures, in training and in validation: its replays are bit for bit.
 
 The rule for what is added later: an estimator that is exported and not in this table fails a test,
 and one in the table that cannot be captured fails in its cells.
@@ -20,6 +20,7 @@ from tests.laws.test_unbiased import DISCRETE, PATHWISE, SCORE
 ESTIMATORS = {
     **{(name, "bernoulli"): make for name, make in DISCRETE.items()},
     **{(name, "normal"): make for name, make in (PATHWISE | SCORE).items()},
+    ("doubly reparameterized", "normal"): am.DoublyReparameterized,
 }
 OBJECTIVES = {
     "two particles": lambda: am.ELBO(num_particles=2),
@@ -32,13 +33,16 @@ Run = tuple[list[float], dict[str, torch.Tensor]]
 
 
 def trained(structure: str, kind: str, make, objective, compile: str) -> Run:
-    """Losses of five steps, and everything that they moved."""
+    """Losses of five steps and of validation after each, and everything that they moved."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     pair = EVERY[structure](kind)
     loss = am.VariationalLoss(objective, {name: make() for name in pair.latents})
     svi = am.SVI(pair.model, pair.guide, loss, lr=0.1, compile=compile)
-    return [svi.step(()) for _ in range(5)], svi._stepper.parameters.snapshot()
+    history = svi.fit((), (), max_epochs=5, progress=False, check=False)
+    keys = ("train_loss", "val_loss", "val_elbo", "val_reconstruction", "val_kl")
+    found = [value for key in keys for value in history[key]]
+    return found, svi._stepper.parameters.snapshot()
 
 
 def compare(structure: str, kind: str, make, objective=None) -> None:

@@ -12,9 +12,6 @@ import torch
 from pyro import poutine
 
 import amortized as am
-from amortized.estimators.base import Draw, Site
-from amortized.programs.handlers import per_particle, place, unmasked
-from amortized.programs.records import Layout
 
 Program = Callable[[], object]
 UNIT = dist.Normal(0.0, 1.0)
@@ -186,45 +183,6 @@ def test_a_factor_without_rsample_is_the_score_of_a_draw_by_hand(before: bool) -
         cost = 3.0 * value - dist.Bernoulli(logits=logit).log_prob(value)
         expected = -cost * (value - torch.sigmoid(logit))
         assert logit.grad.item() == pytest.approx(expected.item())
-
-
-def test_every_particle_draws_its_own() -> None:
-    layout = Layout(nesting=1, num_particles=4)
-    assert per_particle(UNIT, layout).batch_shape == (4, 1)
-    assert per_particle(dist.Normal(torch.zeros(3), 1.0), layout).batch_shape == (4, 3)
-    wide = dist.Normal(torch.zeros(2, 4, 3), 1.0)
-    assert per_particle(wide, layout) is wide
-    delta = dist.Delta(torch.zeros(3))
-    assert per_particle(delta, layout) is delta
-
-
-def test_copies_go_to_the_private_dim() -> None:
-    layout = Layout(nesting=2, num_particles=1)
-    site = Site("z", dist.Normal(torch.zeros(5, 3), 1.0).to_event(1))
-    first = place(Draw(site, torch.randn(4, 5, 3), 4), layout)
-    assert first.axis == -4 and first.value.shape == (4, 1, 1, 5, 3)
-    second = place(Draw(Site("y", UNIT), torch.randn(2), 2), layout)
-    assert second.axis == -5 and second.value.shape == (2, 1, 1, 1, 1)
-
-
-def test_copies_of_dependent_sites_must_not_explode() -> None:
-    def program() -> None:
-        z = torch.tensor(0.0)
-        for step in range(20):
-            z = pyro.sample(f"z{step}", dist.Bernoulli(logits=z))
-
-    with pytest.raises(am.EstimatorError, match=r"site 'z14'.*32768 times.*multiply.*num_particl"):
-        am.VariationalLoss(estimators="enumerate").loss(program, program)
-
-
-def test_masks_are_taken_off_the_law_and_nothing_else() -> None:
-    normal = dist.Normal(torch.zeros(2, 3), 1.0)
-    mask = torch.tensor([True, False, True])
-    assert unmasked(normal.mask(mask)) is normal
-    inner = unmasked(normal.mask(mask).to_event(1))
-    assert inner.event_shape == (3,) and inner.base_dist is normal
-    event = normal.to_event(1)
-    assert unmasked(event) is event and unmasked(event.mask(False)) is event
 
 
 @pytest.mark.parametrize("size", [None, 2, 20])

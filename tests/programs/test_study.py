@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import amortized as am
 from amortized.estimators.base import TorchNoise
 from amortized.programs.records import DataPlate, Layout
-from amortized.programs.study import identity, modules_of, picked, probe, undisturbed
+from amortized.programs.study import identity, picked, probe, undisturbed
 
 UNIT = dist.Normal(0.0, 1.0)
 
@@ -119,13 +119,6 @@ def test_a_step_moves_buffers_once(way: str) -> None:
     model = ways_to_hold(module)[way]
     am.VariationalLoss().loss_and_grads(model, guide, torch.randn(6))
     assert module.norm.num_batches_tracked == 1
-
-
-def test_modules_are_found_once_with_their_children() -> None:
-    module = Pair()
-    for program in ways_to_hold(module).values():
-        assert {id(m) for m in modules_of(program)} == {id(module), id(module.norm)}
-    assert modules_of(guide) == []
 
 
 def test_parameters_made_by_the_probe_are_not_the_first_draws() -> None:

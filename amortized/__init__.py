@@ -11,6 +11,8 @@ from amortized.errors import EstimatorError as EstimatorError
 from amortized.errors import NonFiniteError as NonFiniteError
 from amortized.errors import ProgramError as ProgramError
 from amortized.errors import UsageError as UsageError
+from amortized.estimators.antithetic import ARM as ARM
+from amortized.estimators.antithetic import DisARM as DisARM
 from amortized.estimators.baselines import Constant as Constant
 from amortized.estimators.baselines import LeaveOneOut as LeaveOneOut
 from amortized.estimators.baselines import MovingAverage as MovingAverage

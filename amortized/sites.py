@@ -19,7 +19,7 @@ class SiteEstimators(nn.Module):
     def __init__(self, given: Mapping[str, Spec] | Spec | None) -> None:
         super().__init__()
         self.recipes = Recipes(given)
-        self.in_rows = any(recipe.rows for recipe in self.recipes.by_pattern.values())
+        self.in_rows = any(recipe.in_rows for recipe in self.recipes.by_pattern.values())
         """Whether any site's copies may lie in rows."""
         self.by_site = nn.ModuleDict()
         self.reasons: dict[str, str] = {}
@@ -71,7 +71,7 @@ class SiteEstimators(nn.Module):
         if like is not None:
             own = own.to(device=like.device, dtype=like.dtype)
         self.by_site[key] = own
-        self.in_rows = self.in_rows or own.rows
+        self.in_rows = self.in_rows or own.in_rows
         self.learns = self.learns or next(own.parameters(), None) is not None
         self.reasons[site.name] = choice.reason
         self._families[site.name] = site.family

@@ -9,6 +9,8 @@ programs on the same data. The test part is never trained on.
   not; Debian: ``apt install dataset-fashion-mnist``). With ``download`` they are fetched to
   ``path`` and their published checksums are verified. Each grey pixel is drawn once from a
   Bernoulli of its intensity, with a fixed seed, as in the literature ("static binarization").
+* ``binarized-mnist``: the binarization of Larochelle & Murray 2011, from the ``.npz`` file ``path``
+  with arrays ``train``, ``valid``, ``test`` of 784 bits a row, packed (``numpy.packbits``) or not.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ SOURCES = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion-mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 }
-# As published, of the gzipped FILES in their order.
+# As published, of FILES in order.
 MD5 = {
     "mnist": (
         "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -54,12 +56,12 @@ FILES = (
 
 @dataclass(frozen=True)
 class Images:
-    """Binary images ``[n, height * width]`` as floats, and the labels of the test part."""
+    """Binary images ``[n, height * width]`` as floats, and the labels of the test part if known."""
 
     train: torch.Tensor
     val: torch.Tensor
     test: torch.Tensor
-    labels: torch.Tensor
+    labels: torch.Tensor | None
     shape: tuple[int, int]
 
 
@@ -69,14 +71,16 @@ def load(data: str = "digits", path: str = "", download: bool = False) -> Images
         return _digits()
     if data in SOURCES:
         return _mnist_like(data, path, download)
-    raise am.UsageError(f"data={data!r}: expected digits, {', '.join(SOURCES)}")
+    if data == "binarized-mnist":
+        return _binarized(Path(path).expanduser())
+    raise am.UsageError(f"data={data!r}: expected digits, {', '.join(SOURCES)} or binarized-mnist")
 
 
 def _digits() -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise am.UsageError("data=digits needs scikit-learn: pip install scikit-learn") from error
+        raise am.UsageError("data=digits needs: pip install scikit-learn") from error
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.data))
     train, val, test = np.split(order, [1257, 1437])
@@ -93,8 +97,19 @@ def _mnist_like(data: str, path: str, download: bool) -> Images:
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     val, rest = order[: len(train) // 12], order[len(train) // 12 :]
     height, width = train.shape[1:]
-    label = torch.tensor(labels, dtype=torch.long)
+    label = torch.tensor(labels).long()
     return Images(images[0][rest], images[0][val], images[1], label, (height, width))
+
+
+def _binarized(file: Path) -> Images:
+    if not file.is_file():
+        raise am.UsageError(
+            f"data=binarized-mnist: no file {str(file)!r}; give it as path=FILE.npz"
+        )
+    with np.load(file, allow_pickle=False) as held:
+        parts = [held[name] for name in ("train", "valid", "test")]
+    bits = [np.unpackbits(part, axis=1) if part.shape[1] == 98 else part for part in parts]
+    return Images(*(torch.tensor(part).float() for part in bits), None, (28, 28))
 
 
 def _drawn(intensity: np.ndarray) -> torch.Tensor:
@@ -105,15 +120,12 @@ def _drawn(intensity: np.ndarray) -> torch.Tensor:
 def _idx(stem: Path, data: str) -> np.ndarray:
     """An IDX file of bytes: two zeros, the type 8, the number of dims, big-endian sizes, bytes."""
     zipped = stem.with_name(stem.name + ".gz")
-    if zipped.is_file():
-        raw = gzip.decompress(zipped.read_bytes())
-    elif stem.is_file():
-        raw = stem.read_bytes()
-    else:
+    if not zipped.is_file() and not stem.is_file():
         raise am.UsageError(
             f"data={data}: no {zipped.name} in {stem.parent}; give its folder as path=..., or add "
             "download=true to fetch it there"
         )
+    raw = gzip.decompress(zipped.read_bytes()) if zipped.is_file() else stem.read_bytes()
     if raw[:3] != b"\0\0\x08":
         raise am.UsageError(f"{stem.name} in {stem.parent} is no IDX file of bytes")
     sizes = np.frombuffer(raw, ">i4", count=raw[3], offset=4)

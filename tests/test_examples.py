@@ -139,6 +139,33 @@ def test_missing_or_wrong_files_are_named(tmp_path: Path, monkeypatch: pytest.Mo
         load("cifar")
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_binarized_images_are_read_from_a_file(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits = np.random.default_rng(0).integers(0, 2, (6, 784)).astype(np.uint8)
+    held = np.packbits(bits, axis=1) if packed else bits
+    file = tmp_path / "images.npz"
+    np.savez(file, train=held[:3], valid=held[3:5], test=held[5:])
+    images = data(monkeypatch)["load"]("binarized-mnist", str(file))
+    assert [len(p) for p in (images.train, images.val, images.test)] == [3, 2, 1]
+    assert np.array_equal(images.val.numpy(), bits[3:5]) and images.shape == (28, 28)
+    with pytest.raises(am.UsageError, match=r"no file .*path=FILE\.npz"):
+        data(monkeypatch)["load"]("binarized-mnist", str(tmp_path / "other.npz"))
+
+
+@pytest.mark.parametrize("options", [[], ["--set", "layers=2", "--estimator", "b*=leave_one_out"]])
+def test_a_belief_network_learns(options: list[str], tmp_path: Path) -> None:
+    """Its bits have values between 0 and 1 nowhere: the map of codes is left out."""
+    path = str(EXAMPLES / "sigmoid_belief_network.py")
+    given = ["--epochs", "2", "--out", str(tmp_path), "--lr", "0.01", "--set", "width=20"]
+    with pytest.raises(SystemExit) as found:
+        main(["fit", path, *given, *options])
+    assert found.value.code == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert -44.4 < metrics["test_elbo"] <= metrics["test_log_evidence"] < -15.0
+
+
 def test_a_download_is_checked_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = tmp_path / "served"
     served.mkdir()

@@ -204,7 +204,7 @@ class Estimator(nn.Module, ABC):
     #: gradient of theta; the others only tell costs apart
     base_only: bool = False
     #: True: where copies of dependent sites would be too many, those of this one may lie in rows
-    rows: bool = False
+    in_rows: bool = False
     #: True: the direct gradient of the site's own log q, of mean zero, is taken out (which runs the
     #: guide once more)
     frozen: bool = False
@@ -213,6 +213,8 @@ class Estimator(nn.Module, ABC):
     keeps_log_q: bool = False
     #: where the site's two terms come from: the objective's way, or -KL in closed form
     kl: Literal["objective", "analytic"] = "objective"
+    #: what the model must be able to do beyond a log-probability, as a noun; empty: nothing
+    needs: str = ""
     #: why the mean of the gradient is not the gradient of the objective; empty: it is
     bias: str = ""
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from amortized.errors import EstimatorError, UsageError
+from amortized.estimators.antithetic import ARM, DisARM
 from amortized.estimators.base import Estimator, Site
 from amortized.estimators.baselines import Baseline, LeaveOneOut, MovingAverage, NeuralBaseline
 from amortized.estimators.enumeration import Enumerate
@@ -26,6 +27,8 @@ _BY_NAME: Final[Mapping[str, Callable[[], Estimator]]] = {
     "leave_one_out": lambda: ScoreFunction(LeaveOneOut()),
     "neural_baseline": lambda: ScoreFunction(NeuralBaseline()),
     "enumerate": Enumerate,
+    "arm": ARM,
+    "disarm": DisARM,
 }
 NAMES: Final = tuple(_BY_NAME)
 """The names of common estimators."""

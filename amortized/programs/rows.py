@@ -79,7 +79,7 @@ def relaxed_rows(draw: Draw, span: Span) -> range:
 
 def serves(estimator: Estimator) -> bool:
     """Whether the copies of a site may lie in rows: joint draws, none with weights of its own."""
-    return estimator.rows and estimator.joint_copies and not estimator.attached
+    return estimator.in_rows and estimator.joint_copies and not estimator.attached
 
 
 def _sized(value: Tensor, dim: int, size: int) -> list[int]:

@@ -19,9 +19,9 @@ from amortized.surrogate.assemble import Weight, expectation
 class Estimate:
     """One evaluation of the objective, in nats, summed over data with the program's scales.
 
-    ``loss = kl_weight * kl - reconstruction``; its gradient is the estimate. The parts are computed
-    on demand, detached: ``elbo = reconstruction - kl``, whatever the weight. ``costs`` is what each
-    site that owes a surrogate was charged.
+    ``loss = kl_weight * kl - reconstruction`` under the ELBO; its gradient is the estimate. The
+    parts are computed on demand, detached: ``elbo = reconstruction - kl``, whatever the weight and
+    the objective. ``costs`` is what each site that owes a surrogate was charged.
     """
 
     loss: Tensor
@@ -29,10 +29,14 @@ class Estimate:
     data: DataPlate
     kl_weight: Weight = 1.0
     costs: list[tuple[LatentSite, Cost]] = field(default_factory=list)
+    additive: bool = True
+    """Whether the loss is minus the ELBO, up to the weight of the KL; else another bound's."""
 
     @property
     def elbo(self) -> Tensor:
-        """The value of the bound."""
+        """The value of the evidence lower bound, whatever the objective."""
+        if not self.additive:
+            return self.reconstruction - self.kl
         if not isinstance(self.kl_weight, Tensor) and self.kl_weight == 1.0:
             return -self.loss.detach()
         return self.reconstruction - self.kl
@@ -40,6 +44,10 @@ class Estimate:
     @cached_property
     def reconstruction(self) -> Tensor:
         """The expected log-probability of what was observed, factors included."""
+        if not self.additive:
+            terms = [t for t in self.run.terms if t.role == "likelihood"]
+            parts = [expectation(term, self.run) for term in terms]
+            return torch.stack(parts).sum() if parts else torch.zeros_like(self.loss)
         return self.kl_weight * self.kl - self.loss.detach()
 
     @cached_property

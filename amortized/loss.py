@@ -29,6 +29,7 @@ from amortized.programs.runner import Looks, Runner
 from amortized.programs.study import undisturbed
 from amortized.sites import SiteEstimators
 from amortized.surrogate.assemble import Assembled, Weight, assemble, assemble_trees
+from amortized.surrogate.bound import assemble_bound
 
 # a key may name a site that only some branches reach: look this often before refusing it
 _LOOKS = 8
@@ -83,10 +84,10 @@ class VariationalLoss(nn.Module, PyroELBO):
         self.objective = ELBO() if objective is None else objective
         if not isinstance(self.objective, Objective):
             raise UsageError(f"objective={objective!r}: expected an objective such as am.ELBO()")
-        if not self.objective.additive:
+        if not self.objective.additive and not vectorize:
             raise UsageError(
-                f"objective={objective!r} is not additive, and only additive objectives are served "
-                "in this version; use am.ELBO()"
+                f"objective={objective!r} needs all particles at once, and vectorize=False runs "
+                "them one by one; use am.ELBO(), or am.Fold(network) around what cannot broadcast"
             )
         PyroELBO.__init__(
             self, num_particles=self.objective.num_particles, vectorize_particles=vectorize
@@ -163,7 +164,8 @@ class VariationalLoss(nn.Module, PyroELBO):
         )
         if not self._checked_keys:
             self._check_keys(model, guide, args, kwargs, source)
-        return Estimate(-assembled.bound, run, plate, kl_weight, assembled.costs)
+        additive = self.objective.additive
+        return Estimate(-assembled.bound, run, plate, kl_weight, assembled.costs, additive)
 
     @contextmanager
     def looking(self, looks: Looks) -> Iterator[None]:
@@ -201,9 +203,12 @@ class VariationalLoss(nn.Module, PyroELBO):
             "closed_form": self.objective.analytic_kl,
         }
         if self.vectorize:
-            sharing = self.layout if self.estimators.in_rows else "axes"
+            rows = self.estimators.in_rows and self.objective.additive
+            sharing = self.layout if rows else "axes"
             run, plate = self._runner.run(model, guide, args, kwargs, **options, sharing=sharing)
-            return run, assemble(run, kl_weight), plate
+            if self.objective.additive:
+                return run, assemble(run, kl_weight), plate
+            return run, assemble_bound(run, self.objective, noise, kl_weight), plate
         trees, plate = self._runner.run_sequentially(model, guide, args, kwargs, **options)
         assembled, run = assemble_trees(trees, kl_weight)
         return run, assembled, plate

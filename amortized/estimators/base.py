@@ -203,6 +203,8 @@ class Estimator(nn.Module, ABC):
     #: True: the first copy alone is a draw of the objective's own: it makes the value, and the
     #: gradient of theta; the others only tell costs apart
     base_only: bool = False
+    #: True: a draw by the weights of the copies is an ordinary draw of the site; else copy 0 is one
+    weighted_base: bool = False
     #: True: where copies of dependent sites would be too many, those of this one may lie in rows
     in_rows: bool = False
     #: True: the direct gradient of the site's own log q, of mean zero, is taken out (which runs the

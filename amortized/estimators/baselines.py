@@ -8,6 +8,7 @@ subsampling factor divided out, so that targets do not grow with N / B.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.distributions import Distribution
 
 from amortized.errors import UsageError
 from amortized.estimators.base import Cost, Draw, Site, base_of, parameters_of
+from amortized.estimators.elements import sum_elements
 
 
 class Baseline(nn.Module, ABC):
@@ -41,6 +43,10 @@ class Baseline(nn.Module, ABC):
     def update(self, cost: Tensor) -> None:
         """Move the baseline's state, after use."""
         return None
+
+    def observe(self, draw: Draw, cost: Cost) -> None:
+        """The same for a baseline that also learns from the draw; calls `update` by default."""
+        self.update(cost.copies)
 
 
 class Constant(Baseline):
@@ -207,6 +213,140 @@ class NeuralBaseline(Baseline):
     def __repr__(self) -> str:
         """One line."""
         return f"NeuralBaseline({type(self.network).__name__})"
+
+
+class Scaled(Baseline):
+    r"""A baseline as a control variate, with the coefficient that has been best so far.
+
+    .. math:: a\, b, \qquad a = \frac{E[f\, b\, |s|^2]}{E[b^2\, |s|^2]}, \qquad
+        s = \nabla \log q
+
+    ``a b s`` is the multiple of ``b s`` (whose mean is zero) that leaves the least variance in
+    ``(f - a b) s``. The two means are moving averages of past draws, used before they are updated,
+    so the estimate stays unbiased. The score is taken in the parameters of the distribution, summed
+    over an event; one coefficient a site. Without a baseline b = 1, and a is the best constant.
+
+    Args:
+        baseline: what is scaled; None for a constant.
+        decay: of the moving averages, between 0 and 1.
+
+    Until its first update a is 1, or 0 without a baseline. State: the two means, and what the
+    baseline has.
+    Refuses a distribution that cannot be made again from its parameters (mixtures, flows): the
+    score of one draw cannot be told there.
+
+    Raises:
+        UsageError: ``decay`` outside [0, 1), or no baseline.
+
+    Ranganath et al. 2014 (1401.0118); Greensmith et al. 2004 (JMLR 5).
+
+    >>> Scaled(MovingAverage())
+    Scaled(MovingAverage(decay=0.9), decay=0.9)
+    """
+
+    label = "scaled"
+    means: Tensor
+
+    def __init__(self, baseline: Baseline | None = None, decay: float = 0.9) -> None:
+        super().__init__()
+        if baseline is not None and not isinstance(baseline, Baseline):
+            raise UsageError(
+                f"Scaled(baseline={baseline!r}): expected an amortized baseline (am.MovingAverage, "
+                "am.LeaveOneOut, am.NeuralBaseline) or None"
+            )
+        if not isinstance(decay, int | float) or not 0.0 <= decay < 1.0:
+            raise UsageError(f"Scaled(decay={decay!r}): expected 0 <= decay < 1")
+        self.baseline = baseline
+        self.decay = decay
+        self.register_buffer("means", torch.zeros(2))
+
+    def copies(self, site: Site) -> int:
+        """What the baseline needs."""
+        return 1 if self.baseline is None else self.baseline.copies(site)
+
+    def refusal(self, site: Site, copies: int) -> str | None:
+        """A score in known parameters; and what the baseline refuses."""
+        if rebuilt(site.law, ()) is None:
+            return (
+                f"the score of one draw of {site.family} cannot be told, since it is not made from "
+                "its parameters alone; use am.ScoreFunction() with the baseline itself"
+            )
+        return None if self.baseline is None else self.baseline.refusal(site, copies)
+
+    def forward(self, draw: Draw, cost: Cost) -> Tensor:
+        """The baseline times the coefficient so far."""
+        top, bottom = self.means.to(cost.copies).clone().unbind()
+        start = torch.full_like(top, 0.0 if self.baseline is None else 1.0)
+        scale = torch.where(bottom > 0, top / bottom, start)
+        return scale * self._unscaled(draw, cost)
+
+    def _unscaled(self, draw: Draw, cost: Cost) -> Tensor:
+        if self.baseline is None:
+            return cost.copies.new_ones(())
+        return self.baseline(draw, cost)
+
+    def regression(self, predicted: Tensor, cost: Tensor) -> Tensor | None:
+        """The baseline's own: its network makes up for the coefficient."""
+        return None if self.baseline is None else self.baseline.regression(predicted, cost)
+
+    def observe(self, draw: Draw, cost: Cost) -> None:
+        """Move the two means in place, by the baseline as it was used; then the baseline."""
+        score = squared_score(draw)
+        with torch.no_grad():
+            unscaled, target = self._unscaled(draw, cost), cost.copies
+            both = torch.stack(
+                [(target * unscaled * score).mean(), (unscaled * unscaled * score).mean()]
+            ).to(self.means)
+            # one impossible event must not spoil every later gradient
+            both = torch.where(both.isfinite().all(), both, self.means)
+            self.means.mul_(self.decay).add_(both, alpha=1.0 - self.decay)
+        if self.baseline is not None:
+            self.baseline.observe(draw, cost)
+
+    def __repr__(self) -> str:
+        """One line."""
+        inner = "" if self.baseline is None else f"{self.baseline!r}, "
+        return f"Scaled({inner}decay={self.decay})"
+
+
+def squared_score(draw: Draw) -> Tensor:
+    """The squared norm of each draw's score in the parameters of its law, shape ``[*left]``."""
+    law, value = draw.site.law, draw.value
+    found = rebuilt(law, value.shape[: value.dim() - len(base_of(law).event_shape)])
+    if found is None:  # refused before the first step
+        return value.new_ones(())
+    apart, leaves = found
+    with torch.enable_grad():
+        scores = torch.autograd.grad(
+            apart.log_prob(value.detach()).sum(), leaves, allow_unused=True, materialize_grads=True
+        )
+    squares = [s.square().reshape(*apart.batch_shape, -1).sum(-1) for s in scores]
+    return sum_elements(torch.stack(squares).sum(0), law)
+
+
+def rebuilt(law: Distribution, batch: tuple[int, ...] = ()) -> tuple[Any, list[Tensor]] | None:
+    """The law of the elements with its own parameters in each place of ``batch``, and these.
+
+    None where the law is not made from its parameters alone.
+    """
+    inner = base_of(law)
+    names = set(inner.arg_constraints)
+    names -= {"probs"} if "logits" in names else set()
+    names -= {"covariance_matrix", "precision_matrix"} if "scale_tril" in names else set()
+    batch = torch.broadcast_shapes(batch, inner.batch_shape)
+    arguments, leaves = {}, []
+    try:
+        for name in sorted(names):
+            constraint, value = inner.arg_constraints[name], torch.as_tensor(getattr(inner, name))
+            own = value.shape[value.dim() - constraint.event_dim :]
+            value = value.detach().expand((*batch, *own)).clone()
+            arguments[name] = value
+            if not constraint.is_discrete:
+                leaves.append(value.requires_grad_())
+        with torch.enable_grad():
+            return type(inner)(**arguments, validate_args=False), leaves
+    except (TypeError, NotImplementedError, AttributeError):
+        return None
 
 
 def features_of(law: Distribution) -> Tensor:

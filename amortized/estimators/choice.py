@@ -13,8 +13,15 @@ from amortized.estimators.antithetic import ARM, DisARM
 from amortized.estimators.base import Estimator, Site
 from amortized.estimators.baselines import Baseline, LeaveOneOut, MovingAverage, NeuralBaseline
 from amortized.estimators.enumeration import Enumerate
+from amortized.estimators.measure_valued import MeasureValued
+from amortized.estimators.muprop import MuProp
 from amortized.estimators.pathwise import DoublyReparameterized, Pathwise
+from amortized.estimators.rebar import REBAR
+from amortized.estimators.relax import RELAX
+from amortized.estimators.relaxed import Relaxed
 from amortized.estimators.score_function import ScoreFunction
+from amortized.estimators.straight_through import StraightThrough
+from amortized.estimators.subsets import SumAndSample, UnorderedSet
 
 Spec = Estimator | str
 """An estimator, or the name of a common one."""
@@ -29,6 +36,14 @@ _BY_NAME: Final[Mapping[str, Callable[[], Estimator]]] = {
     "enumerate": Enumerate,
     "arm": ARM,
     "disarm": DisARM,
+    "relaxed": Relaxed,
+    "straight_through": StraightThrough,
+    "rebar": REBAR,
+    "relax": RELAX,
+    "muprop": MuProp,
+    "measure_valued": MeasureValued,
+    "sum_and_sample": SumAndSample,
+    "unordered_set": UnorderedSet,
 }
 NAMES: Final = tuple(_BY_NAME)
 """The names of common estimators."""

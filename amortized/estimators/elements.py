@@ -55,7 +55,7 @@ def element_dims(law: Any) -> int:
 
 def to_elements(cost: Tensor, law: Any) -> Tensor:
     """A tensor of shape ``[*left]`` with a dim of size 1 for each dim of elements."""
-    return cost.reshape(*cost.shape, *(1,) * element_dims(law))
+    return cost.reshape((*cost.shape, *(1,) * element_dims(law)))
 
 
 def sum_elements(value: Tensor, law: Any) -> Tensor:

@@ -31,6 +31,7 @@ class Enumerate(Estimator):
     label = "enumerate"
     attached = True
     joint_copies = False
+    weighted_base = True
     per_particle = False
 
     def copies(self, site: Site) -> int:

@@ -23,6 +23,7 @@ class Pathwise(Estimator):
     """
 
     label = "pathwise"
+    needs = "a model that is differentiable in the value"
     attached = True
 
     def draw(self, site: Site, noise: Noise) -> Draw:
@@ -57,6 +58,7 @@ class DoublyReparameterized(Estimator):
     """
 
     label = "doubly_reparameterized"
+    needs = "a model that is differentiable in the value"
     attached = True
     frozen = True
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -14,6 +15,7 @@ from amortized.estimators.base import base_of, wrappers_of
 from amortized.programs.records import SiteRecord
 
 _CATEGORICAL = (torch.distributions.Categorical, torch.distributions.OneHotCategorical)
+_BIT = torch.distributions.Bernoulli
 
 
 def analytic_kl(guide: SiteRecord, prior: SiteRecord) -> tuple[Tensor | None, str]:
@@ -50,8 +52,9 @@ def closed_kl(q: Any, p: Any) -> Tensor | None:
     q, p = _peel(q, shared), _peel(p, shared)
     if isinstance(q, _CATEGORICAL) and isinstance(p, _CATEGORICAL):
         inner = _categorical_kl(q, p)
+    elif isinstance(q, _BIT) and isinstance(p, _BIT):
+        inner = _bernoulli_kl(q.logits, p.logits)
     else:
-        # torch's Bernoulli formula indexes with masks and does not broadcast
         shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
         try:
             inner = kl_divergence(q.expand(shape), p.expand(shape))
@@ -65,6 +68,12 @@ def _categorical_kl(q: Any, p: Any) -> Tensor:
     impossible = q.logits == -torch.inf
     ratio = q.logits.masked_fill(impossible, 0.0) - p.logits.masked_fill(impossible, 0.0)
     return (q.probs * ratio).sum(-1)
+
+
+def _bernoulli_kl(q: Tensor, p: Tensor) -> Tensor:
+    """KL of bits by their logits; torch's is infinite where a probability rounds to 0 or 1."""
+    one = torch.sigmoid(q) * (F.softplus(-p) - F.softplus(-q))
+    return one + torch.sigmoid(-q) * (F.softplus(p) - F.softplus(q))
 
 
 def _independent_dims(fn: Any) -> int:

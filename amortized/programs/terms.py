@@ -137,6 +137,7 @@ def log_q_of(record: SiteRecord) -> Tensor:
     else:
         law = draw.site.law
         record.hard_log_q, log_q = hard_log_q(law, record.value, draw, record.span)
+        log_q = log_q.detach()
     for mask in masks:
         log_q = scale_and_mask(log_q, 1.0, mask)
     return log_q

@@ -51,7 +51,7 @@ def assemble(run: Run, kl_weight: Weight = 1.0) -> Assembled:
 
     Terms of latents count ``kl_weight`` times, those of observations once.
     """
-    terms = _weighed(run.terms, kl_weight)
+    terms = weighed(run.terms, kl_weight)
     costs: list[tuple[LatentSite, Cost]] = []
     weighted = [s for s in run.latents if s.draw.axis and not s.estimator.joint_copies]
     copies = any(s.draw.axis for s in run.latents)
@@ -90,7 +90,8 @@ def _owed(latent: LatentSite, cost: Cost, run: Run) -> tuple[list[Term], Cost]:
     return owes + scaled(latent, scores), found
 
 
-def _weighed(terms: list[Term], kl_weight: Weight) -> list[Term]:
+def weighed(terms: list[Term], kl_weight: Weight) -> list[Term]:
+    """The terms of latents ``kl_weight`` times, those of observations once."""
     if not isinstance(kl_weight, Tensor) and kl_weight == 1.0:
         return list(terms)
     return [t if t.role == "likelihood" else replace(t, value=t.value * kl_weight) for t in terms]
@@ -124,7 +125,7 @@ def _fold_tree(
     """Fold a tree from its leaves: terms with surrogates, and the detached share of each term."""
     if tree.node is None:
         detached = [replace(t, value=t.value.detach()) for t in tree.run.terms]
-        return _weighed(tree.run.terms, kl_weight), detached
+        return weighed(tree.run.terms, kl_weight), detached
     folded = [_fold_tree(branch, costs, kl_weight) for branch in tree.branches]
     latent = replace(
         tree.latent(tree.node.name),

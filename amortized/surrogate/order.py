@@ -21,7 +21,7 @@ def folding_order(latents: list[LatentSite]) -> Iterator[LatentSite]:
     """
     # a pathwise site owes nothing and has nothing to average: it stands in nobody's way
     waiting = [s for s in latents if s.draw.axis is not None or not s.estimator.attached]
-    if all(latent.draw.axis is None or not latent.estimator.attached for latent in waiting):
+    if all(latent.draw.axis is None or latent.estimator.joint_copies for latent in waiting):
         yield from reversed(waiting)
         return
     while waiting:
@@ -33,7 +33,7 @@ def folding_order(latents: list[LatentSite]) -> Iterator[LatentSite]:
 
 def _may_go_first(latent: LatentSite, waiting: list[LatentSite]) -> bool:
     axis = latent.draw.axis
-    if axis is None or not latent.estimator.attached:
+    if axis is None or latent.estimator.joint_copies:
         return False
     others = [other for other in waiting if other is not latent]
     later = [other for other in others if other.order > latent.order]

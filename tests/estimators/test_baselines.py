@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 import amortized as am
 from amortized.estimators.base import Cost, Draw, Site
-from amortized.estimators.baselines import features_of, mean_of_others
+from amortized.estimators.baselines import Scaled, features_of, mean_of_others, squared_score
+from tests.laws.structures import EVERY
+from tests.laws.test_subsets import gradient, same_when_captured
+from tests.laws.test_unbiased import error, mixed_chain
+from tests.reference import estimate_law
 
 NORMAL = Site("z", dist.Normal(torch.zeros(4), torch.ones(4)))
 
@@ -227,3 +231,177 @@ def test_the_network_takes_the_program_s_dtype() -> None:
         pyro.sample("z", dist.Bernoulli(half))
 
     am.VariationalLoss(estimators="neural_baseline").loss_and_grads(program, program)
+
+
+SCALED = {
+    "best constant": Scaled,
+    "average": lambda: Scaled(am.MovingAverage()),
+    "leave one out": lambda: Scaled(am.LeaveOneOut()),
+    "network": lambda: Scaled(am.NeuralBaseline(hidden=4)),
+}
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("name", sorted(SCALED))
+@pytest.mark.parametrize(
+    "structure", ["global_site", "plate", "masked", "scaled", "chosen_minibatch", "event_dims"]
+)
+def test_a_scaled_baseline_is_unbiased(structure: str, name: str) -> None:
+    pair = EVERY[structure]("bernoulli")
+    loss = am.VariationalLoss(estimators={"z": am.ScoreFunction(SCALED[name]())})
+    assert error(loss, pair) < 1e-10
+    (own,) = loss.estimators.by_site.values()
+    assert (own.baseline.means != 0).all()
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("other", [am.Enumerate, am.ScoreFunction])
+@pytest.mark.parametrize("place", ["z", "y"])
+def test_a_scaled_baseline_beside_others(place: str, other) -> None:
+    pair = mixed_chain("plain", "plain")
+    estimators = dict.fromkeys(("z", "y"), other()) | {place: am.ScoreFunction(Scaled())}
+    assert error(am.VariationalLoss(estimators=estimators), pair) < 1e-10
+
+
+class ScaledByNow(Scaled):
+    """A mutant: the present draw decides its own coefficient."""
+
+    def forward(self, draw: Draw, cost: Cost) -> Tensor:
+        score = squared_score(draw)
+        return 0.5 * cost.copies * score / score.mean()
+
+
+@pytest.mark.float64
+def test_a_coefficient_of_the_present_draw_is_biased() -> None:
+    """The law would notice."""
+    loss = am.VariationalLoss(estimators={"z": am.ScoreFunction(ScaledByNow())})
+    assert error(loss, EVERY["plate"]("bernoulli")) > 1e-3
+
+
+@pytest.mark.float64
+def test_the_best_constant_of_one_bit_leaves_no_variance() -> None:
+    """It is (1 - p) f_1 + p f_0, the fixed point of the two means."""
+    logit = torch.tensor(-0.7, requires_grad=True)
+    p = torch.sigmoid(logit.detach())
+    site, baseline = Site("z", dist.Bernoulli(logits=logit)), Scaled(decay=0.0)
+    low, high = 3.0, -5.0
+    draw = Draw(site, (torch.arange(1000) < 1000 * p).to(p))
+    share = draw.value.mean()
+    baseline.observe(draw, Cost(torch.where(draw.value == 1, high, low)))
+    ones, zeros = share * (1 - p) ** 2, (1 - share) * p**2
+    expected = (ones * high + zeros * low) / (ones + zeros)
+    predicted = baseline(Draw(site, torch.tensor(1.0)), Cost(torch.tensor(high)))
+    assert predicted.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert expected.item() == pytest.approx(((1 - p) * high + p * low).item(), abs=0.05)
+
+    exact = Scaled()
+    exact.means.copy_(torch.tensor([(1 - p) * high + p * low, 1.0]))
+    found = []
+    for value, cost in ((1.0, high), (0.0, low)):
+        draw = Draw(site, torch.tensor(value))
+        owed = am.ScoreFunction(exact).surrogate(draw, Cost(torch.tensor(cost)))
+        found.append(torch.autograd.grad(owed, logit)[0].item())
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+    assert found[0] == pytest.approx((p * (1 - p) * (high - low)).item(), rel=1e-12)
+
+
+@pytest.mark.float64
+def test_a_scaled_baseline_varies_less_than_the_baseline_alone() -> None:
+    """With the means at their expectations: a far too large constant is scaled back."""
+    pair = EVERY["plate"]("bernoulli")
+
+    def variance(make) -> float:
+        gradient(make, pair)
+        law = estimate_law(lambda tree: gradient(make, pair, tree))
+        return law.variance["a"].item()
+
+    def scaled() -> am.ScoreFunction:
+        made = Scaled(am.Constant(-40.0))
+        # E[f b s^2] / E[b^2 s^2] with f about -2.5
+        made.means.copy_(torch.tensor([100.0, 1600.0]))
+        return am.ScoreFunction(made)
+
+    assert variance(scaled) < 0.01 * variance(lambda: am.ScoreFunction(am.Constant(-40.0)))
+
+
+SCORES: dict[str, tuple[dist.Distribution, Tensor, Tensor]] = {
+    "bits": (
+        dist.Bernoulli(torch.tensor([[0.2, 0.7]])).to_event(1),
+        torch.tensor([[1.0, 0.0]]),
+        torch.tensor([0.8**2 + 0.7**2]),
+    ),
+    "normal": (
+        dist.Normal(torch.tensor([0.5]), 2.0),
+        torch.tensor([[1.5], [0.5]]),
+        torch.tensor([[0.25**2 + (0.125 - 0.5) ** 2], [0.25]]),
+    ),
+    "one-hot": (
+        dist.OneHotCategorical(torch.tensor([0.2, 0.3, 0.5])),
+        torch.tensor([0.0, 1.0, 0.0]),
+        torch.tensor(0.2**2 + 0.7**2 + 0.5**2),
+    ),
+    "count": (dist.Binomial(4, torch.tensor(0.25)), torch.tensor(3.0), torch.tensor(4.0)),
+    "poisson": (dist.Poisson(torch.tensor(2.0)), torch.tensor(3.0), torch.tensor(0.25)),
+    "masked": (
+        dist.Poisson(torch.tensor([2.0, 2.0])).mask(torch.tensor([True, False])),
+        torch.tensor([3.0, 3.0]),
+        torch.tensor([0.25, 0.25]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SCORES))
+def test_squared_scores_by_hand(name: str) -> None:
+    """In logits, or in loc and scale: one number a draw."""
+    law, value, expected = SCORES[name]
+    torch.testing.assert_close(squared_score(Draw(Site("z", law), value)), expected)
+
+
+def test_a_law_that_cannot_be_made_again_is_refused() -> None:
+    flow = dist.TransformedDistribution(dist.Normal(0.0, 1.0), [dist.transforms.ExpTransform()])
+
+    def program() -> None:
+        pyro.sample("width", flow)
+
+    loss = am.VariationalLoss(estimators={"width": am.ScoreFunction(Scaled())})
+    with pytest.raises(am.EstimatorError, match=r"site 'width'.*Transformed.*ScoreFunction\(\)"):
+        loss.loss(program, program)
+
+
+def test_scaled_leave_one_out_needs_two_draws_as_well() -> None:
+    assert am.ScoreFunction(Scaled(am.LeaveOneOut())).copies(NORMAL) == 2
+    assert am.ScoreFunction(Scaled()).copies(NORMAL) == 1
+    alone = am.ScoreFunction(Scaled(am.LeaveOneOut()), num_samples=1)
+    assert "at least two draws" in (alone.refusal(NORMAL) or "")
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_scaling_survives_an_impossible_cost(bad: float) -> None:
+    baseline, draw = Scaled(am.Constant(2.0)), Draw(NORMAL, torch.zeros(4))
+    baseline.observe(draw, Cost(torch.full((4,), 3.0)))
+    before = baseline.means[0] / baseline.means[1]
+    baseline.observe(draw, Cost(torch.tensor([bad, 1.0, 1.0, 1.0])))
+    assert baseline.means[0] / baseline.means[1] == pytest.approx(before.item())
+    assert before.item() == pytest.approx(1.5)
+
+
+def test_the_means_and_the_inner_baseline_are_saved() -> None:
+    first, second = (Scaled(am.MovingAverage()) for _ in range(2))
+    draw = Draw(NORMAL, torch.ones(4))
+    for cost in (3.0, -1.0):
+        first.observe(draw, Cost(torch.full((4,), cost)))
+    second.load_state_dict(first.state_dict())
+    cost = Cost(torch.zeros(4))
+    assert second(draw, cost).item() == first(draw, cost).item() != 0.0
+
+
+@pytest.mark.parametrize(("baseline", "decay"), [(3.0, 0.9), (None, 1.0)])
+def test_bad_calls_of_scaled(baseline, decay: float) -> None:
+    with pytest.raises(am.UsageError, match=r"Scaled\((baseline=3|decay=1)"):
+        Scaled(baseline, decay)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("name", ["best constant", "average"])
+def test_scaled_captured(name: str) -> None:
+    same_when_captured(EVERY["plate"]("bernoulli"), lambda: am.ScoreFunction(SCALED[name]()))

@@ -11,21 +11,24 @@ from amortized.estimators import elements
 
 pytestmark = pytest.mark.float64
 
-LAWS = {
-    "bits": dist.Bernoulli(logits=torch.tensor([0.3, -1.2])),
-    "event of bits": dist.Bernoulli(logits=torch.tensor([[0.3, -1.2], [2.0, 0.0]])).to_event(1),
-    "bits by probability": dist.Bernoulli(probs=torch.tensor([0.2, 0.9])).to_event(1),
-    "one-hot": dist.OneHotCategorical(logits=torch.tensor([[0.3, -1.2, 4.0], [0.0, 1.0, 2.0]])),
-    "event of one-hots": dist.OneHotCategorical(logits=torch.randn(4, 2, 3)).to_event(1),
-    "a masked part": dist.Bernoulli(logits=torch.tensor([0.3, -1.2]))
-    .mask(torch.tensor([True, False]))
-    .to_event(1),
-}
+
+def laws() -> dict[str, dist.Distribution]:
+    """In the default dtype of the test."""
+    return {
+        "bits": dist.Bernoulli(logits=torch.tensor([0.3, -1.2])),
+        "event of bits": dist.Bernoulli(logits=torch.tensor([[0.3, -1.2], [2.0, 0.0]])).to_event(1),
+        "bits by probability": dist.Bernoulli(probs=torch.tensor([0.2, 0.9])).to_event(1),
+        "one-hot": dist.OneHotCategorical(logits=torch.tensor([[0.3, -1.2, 4.0], [0.0, 1.0, 2.0]])),
+        "event of one-hots": dist.OneHotCategorical(logits=torch.randn(4, 2, 3)).to_event(1),
+        "a masked part": dist.Bernoulli(logits=torch.tensor([0.3, -1.2]))
+        .mask(torch.tensor([True, False]))
+        .to_event(1),
+    }
 
 
-@pytest.mark.parametrize("name", sorted(LAWS))
+@pytest.mark.parametrize("name", sorted(laws()))
 def test_the_linear_density_is_the_law_s_own_at_hard_values(name: str) -> None:
-    law = LAWS[name]
+    law = laws()[name]
     for _ in range(5):
         value = law.sample()
         found = elements.linear_log_prob(law, value)
@@ -33,7 +36,7 @@ def test_the_linear_density_is_the_law_s_own_at_hard_values(name: str) -> None:
 
 
 def test_between_hard_values_it_is_linear() -> None:
-    law = LAWS["event of one-hots"]
+    law = laws()["event of one-hots"]
     one, other = law.sample(), law.sample()
     ends = [elements.linear_log_prob(law, value) for value in (one, other)]
     middle = elements.linear_log_prob(law, 0.3 * one + 0.7 * other)
@@ -49,7 +52,7 @@ def test_an_impossible_category_that_is_not_taken_costs_nothing() -> None:
 
 
 def test_it_broadcasts_like_a_log_probability() -> None:
-    law = LAWS["event of bits"]
+    law = laws()["event of bits"]
     assert elements.linear_log_prob(law, torch.rand(5, 1, 2, 2)).shape == (5, 1, 2)
 
 
@@ -63,7 +66,7 @@ def test_other_laws_have_none() -> None:
     [("bits", 0, (2,)), ("event of bits", 1, (2, 2)), ("event of one-hots", 1, (4, 2, 3))],
 )
 def test_logits_and_dims(name: str, dims: int, shape: tuple[int, ...]) -> None:
-    law = LAWS[name]
+    law = laws()[name]
     logits = elements.logits_of(law)
     assert elements.element_dims(law) == dims and logits.shape == shape
     if elements.is_categorical(law):

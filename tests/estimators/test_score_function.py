@@ -10,6 +10,10 @@ from pyro import poutine
 
 import amortized as am
 from amortized.estimators.base import Cost, Draw, Site, TorchNoise
+from tests.laws.structures import EVERY
+from tests.laws.test_subsets import same_when_captured
+from tests.laws.test_unbiased import mean_gradient, true_gradient, warmed
+from tests.reference import FixedNoise
 
 pytestmark = pytest.mark.float64
 
@@ -99,6 +103,10 @@ def test_a_baseline_must_be_one() -> None:
     [
         (am.ScoreFunction(), "ScoreFunction()"),
         (am.ScoreFunction(am.Constant(1.0)), "ScoreFunction(baseline=Constant(1.0))"),
+        (
+            am.ScoreFunction(am.MovingAverage(), num_samples=2, normalize=True),
+            "ScoreFunction(num_samples=2, normalize=True, baseline=MovingAverage(decay=0.9))",
+        ),
     ],
 )
 def test_repr_is_what_one_would_type(estimator: am.ScoreFunction, text: str) -> None:
@@ -156,3 +164,81 @@ def test_a_masked_latent_keeps_its_score() -> None:
     cost = dist.Normal(value, 1.0).log_prob(X[:2])[1]
     expected = -cost * (value - torch.sigmoid(logit))[1]
     assert logit.grad[1].item() == pytest.approx(expected.item())
+
+
+def signals(estimator: am.ScoreFunction, costs: list[float]) -> float:
+    """The signal of one draw of one bit at its first cost, after the estimator saw the others."""
+    logit = torch.tensor(0.4, requires_grad=True)
+    draw = Draw(bernoulli(logit), torch.tensor(1.0))
+    for cost in costs[1:]:
+        estimator.update(draw, Cost(torch.tensor(cost)))
+    owed = estimator.surrogate(draw, Cost(torch.tensor(costs[0])))
+    assert owed.item() == 0.0
+    (gradient,) = torch.autograd.grad(owed, logit)
+    return gradient.item() / (1 - torch.sigmoid(logit).item())
+
+
+def test_normalization_divides_by_the_running_deviation_of_past_signals() -> None:
+    """Moments start at 0 and move by a tenth; the present signal is not among them."""
+    normalized = am.ScoreFunction(am.Constant(-1.0), normalize=True)
+    assert signals(normalized, [9.0]) == pytest.approx(10.0)
+    normalized = am.ScoreFunction(am.Constant(-1.0), normalize=True)
+    mean = 0.9 * (0.1 * 20.0) + 0.1 * -40.0
+    square = 0.9 * (0.1 * 20.0**2) + 0.1 * 40.0**2
+    expected = 10.0 / (square - mean**2) ** 0.5
+    assert signals(normalized, [9.0, 19.0, -41.0]) == pytest.approx(expected)
+
+
+def test_a_small_deviation_normalizes_nothing() -> None:
+    assert signals(am.ScoreFunction(normalize=True), [9.0, 0.5, -0.5]) == pytest.approx(9.0)
+
+
+def test_normalization_is_told_to_be_biased_wherever_it_is_described() -> None:
+    def program() -> None:
+        pyro.sample("z", dist.Bernoulli(0.3))
+
+    told = am.VariationalLoss(estimators={"z": am.ScoreFunction(normalize=True)})
+    text = str(told.describe(program, program, ()))
+    assert "site 'z' is biased: normalize=True divides the gradient" in text
+    plain = am.VariationalLoss(estimators={"z": am.ScoreFunction()})
+    assert "biased" not in str(plain.describe(program, program, ()))
+    assert am.ScoreFunction().bias == "" and am.ScoreFunction().state_dict() == {}
+
+
+def test_the_bias_is_the_factor_exactly() -> None:
+    """The mean gradient of the guide is multiplied by 1 / std, the model's is not."""
+    pair = EVERY["plate"]("bernoulli")
+    estimator = am.ScoreFunction(normalize=True)
+    loss = am.VariationalLoss(estimators={"z": estimator})
+    noise = FixedNoise(seed=5)
+    warmed(loss, pair)
+    (own,) = loss.estimators.by_site.values()
+    own.moments.copy_(torch.tensor([1.0, 17.0]))
+    mean, exact = mean_gradient(loss, pair, noise), true_gradient(pair, noise)
+    for name in exact:
+        factor = 0.25 if name == "a" else 1.0
+        assert mean[name].item() == pytest.approx(factor * exact[name].item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_normalization_survives_an_impossible_cost(bad: float) -> None:
+    estimator = am.ScoreFunction(normalize=True)
+    assert signals(estimator, [9.0, 0.5, bad]) == pytest.approx(9.0)
+    assert estimator.moments.isfinite().all()
+
+
+def test_the_moments_are_saved() -> None:
+    first, second = (am.ScoreFunction(am.MovingAverage(), normalize=True) for _ in range(2))
+    signals(first, [1.0, 30.0, -20.0])
+    second.load_state_dict(first.state_dict())
+    assert signals(second, [9.0]) == signals(first, [9.0])
+
+
+def test_normalization_is_on_or_off() -> None:
+    with pytest.raises(am.UsageError, match=r"normalize=2.: expected True or False"):
+        am.ScoreFunction(normalize=2)  # type: ignore[arg-type]
+
+
+def test_normalization_captured() -> None:
+    pair = EVERY["plate"]("bernoulli")
+    same_when_captured(pair, lambda: am.ScoreFunction(am.MovingAverage(), normalize=True))

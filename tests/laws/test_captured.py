@@ -24,10 +24,23 @@ ESTIMATORS = {
     ("doubly reparameterized", "normal"): am.DoublyReparameterized,
     ("arm", "bernoulli"): am.ARM,
     ("disarm", "bernoulli"): am.DisARM,
+    ("rebar", "bernoulli"): am.REBAR,
+    ("relax", "bernoulli"): am.RELAX,
+    ("relax", "normal"): am.RELAX,
+    ("muprop", "bernoulli"): am.MuProp,
+    ("measure valued", "bernoulli"): am.MeasureValued,
+    ("measure valued", "normal"): am.MeasureValued,
+    ("sum and sample", "bernoulli"): am.SumAndSample,
+    ("unordered set", "bernoulli"): am.UnorderedSet,
+    ("relaxed", "bernoulli"): lambda: am.Relaxed(terms="relaxed", learned=True),
+    ("straight through", "bernoulli"): am.StraightThrough,
+    ("reinmax", "bernoulli"): lambda: am.StraightThrough("reinmax"),
 }
 OBJECTIVES = {
     "two particles": lambda: am.ELBO(num_particles=2),
     "closed forms": lambda: am.ELBO(kl="analytic"),
+    "importance weights": lambda: am.IWAE(num_particles=3),
+    "Renyi": lambda: am.Renyi(0.5, num_particles=2),
 }
 # it reads a value: a branch on a latent
 READS_VALUES = ("control_flow",)

@@ -29,9 +29,9 @@ class Tight(Objective):
 
 
 def test_a_bound_that_is_no_sum_is_not_taken_for_an_elbo() -> None:
-    """Computing the ELBO in its place would be a wrong number without a word."""
-    with pytest.raises(am.UsageError, match=r"objective=.*additive"):
-        am.VariationalLoss(Tight())
+    """Particles that run one by one would be averaged: a wrong number without a word."""
+    with pytest.raises(am.UsageError, match=r"objective=.*all particles at once"):
+        am.VariationalLoss(Tight(), vectorize=False)
 
 
 @pytest.mark.parametrize("wrong", ["elbo", 3, am.ELBO])

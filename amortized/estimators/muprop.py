@@ -1,0 +1,72 @@
+"""MuProp: the score function, with the cost's first-order expansion at the mean taken out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from amortized.estimators.base import Cost, Draw, Noise, Site
+from amortized.estimators.conditional import (
+    WithRelaxedCopies,
+    carried,
+    finite,
+    logits_by_element,
+    means_of,
+    over_event,
+    sum_event,
+)
+from amortized.estimators.elements import is_bernoulli
+
+
+class MuProp(WithRelaxedCopies):
+    r"""The score of what the cost's expansion at the mean leaves, and the expansion's own gradient.
+
+    .. math:: \hat g = (f(b) - h(b))\, \nabla_\phi \log q_\phi(b) + f'(\mu)^\top \nabla_\phi \mu,
+        \qquad h(b) = f(\mu) + f'(\mu)^\top (b - \mu), \quad \mu = E b
+
+    Unbiased, with later sites too: they are drawn anew on the copy at the mean, and any offset and
+    slope that do not depend on b will do. Where the cost is affine in b every draw is the exact
+    gradient. Value and theta's gradient are those of the hard copy alone.
+
+    Bernoulli and one-hot sites (also ``to_event``, with a joint cost), under a model that accepts
+    values between and is differentiable there. Copies: 2 (hard, mean). No state.
+
+    Gu et al. 2015 (1511.05176).
+
+    >>> MuProp()
+    MuProp()
+    """
+
+    label = "muprop"
+
+    def copies(self, site: Site) -> int:
+        """The hard value and the mean."""
+        return 2
+
+    def draw(self, site: Site, noise: Noise) -> Draw:
+        """A draw and the mean, ``[2, *batch, *event]``; constants to phi."""
+        means = means_of(site.law, logits_by_element(site.law).detach())
+        hard = noise.sample(site.law, site=site.name).to(means.dtype)
+        value = torch.stack([hard, means.expand(hard.shape)])
+        if torch.is_grad_enabled():
+            value = value.requires_grad_()
+        return Draw(site, value, 2, memory={"hard": hard, "means": means}, ordinary=1)
+
+    def surrogate(self, draw: Draw, cost: Cost) -> Tensor | None:
+        """The gradient in the logits, handed on to them."""
+        if not torch.is_grad_enabled():
+            return None
+        law, means = draw.site.law, draw.memory["means"]
+        slope = finite(self.rows(draw, cost.slope(draw))[1])
+        hard, at_mean = draw.each(cost.copies)
+        away = draw.memory["hard"] - means
+        left = finite(hard - finite(at_mean + sum_event(slope * away, law)))
+        if is_bernoulli(law):
+            expanded = slope * means * (1 - means)
+        else:
+            expanded = means * (slope - (means * slope).sum(-1, keepdim=True))
+        return carried(over_event(left, law) * away + expanded, logits_by_element(law), law)
+
+    def __repr__(self) -> str:
+        """One line: what a user would type."""
+        return "MuProp()"

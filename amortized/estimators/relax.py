@@ -1,0 +1,308 @@
+"""RELAX: the score function with a learned control variate; LAX on continuous sites."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from amortized.errors import UsageError
+from amortized.estimators.base import Cost, Draw, Estimator, Noise, Site, base_of
+from amortized.estimators.baselines import features_of
+from amortized.estimators.conditional import (
+    carried,
+    conditioned,
+    finite,
+    in_logits,
+    logits_by_element,
+    means_of,
+    over_event,
+    sum_event,
+)
+from amortized.estimators.elements import element_dims, is_bernoulli, is_categorical, is_one_hot
+from amortized.estimators.rebar import REBAR, checked_temperature, zeroed
+
+# how much of the running mean and spread of costs a step keeps
+_DECAY = 0.9
+
+
+class RELAX(Estimator):
+    r"""The score function with a network as control variate, trained on the gradient's variance.
+
+    .. math:: \hat g = (f(b) - c(\tilde z))\, \nabla_\phi \log q_\phi(b)
+        + \nabla_\phi c(z) - \nabla_\phi c(\tilde z)
+
+    ``b`` is the hard value of ``z``, and ``z~`` is drawn from the law of z given b, differentiably.
+    On a continuous site with ``rsample`` it is LAX, whose z is the value itself and given:
+
+    .. math:: \hat g = (f(z) - c(z))\, \nabla_\phi \log q_\phi(z) + \nabla_\phi c(z)
+
+    Unbiased for every c. The cost need not be differentiable, nor defined at relaxed values: one
+    evaluation of the model, two of the network. Here ``c = m + s network(u)``, with m and s the
+    running mean and spread of past costs, and u the parameters of the site's distribution (or the
+    tensor at the site, ``infer={"baseline_input": tensor}``) beside the relaxed value
+    ``relax(z / lambda)``: a bit as a number in (0, 1), a category as a point of the simplex, a
+    continuous value as it is. Network and lambda minimize the variance of the gradient in the
+    site's parameters; nothing of that reaches phi or theta.
+
+    Sites: Bernoulli, Categorical, one-hot and other finite supports of numbers, also ``to_event``;
+    continuous ones whose elements are numbers. Copies: 1 (3, or 2 if tied, with ``relaxed_model``).
+    State: the network, ``log_temperature``, ``mean`` and ``square`` of past costs.
+
+    Args:
+        network: maps ``[..., features]`` to ``[..., 1]``, twice differentiable; None builds one
+            hidden layer.
+        hidden: width of the hidden layer of the default network.
+        temperature: where lambda starts, positive.
+        tied: z~ takes its noise from z, which saves an evaluation; less variance or more.
+        relaxed_model: adds REBAR's control variate, eta times the cost at relaxed values, with
+            eta learned; for Bernoulli and one-hot sites under a model that accepts them.
+
+    Raises:
+        UsageError: a network that is no module, a temperature that is not positive.
+
+    Grathwohl et al. 2018 (1711.00123).
+
+    >>> RELAX(hidden=32)
+    RELAX(hidden=32)
+    """
+
+    label = "relax"
+    mean: Tensor
+    square: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module | None = None,
+        *,
+        hidden: int = 64,
+        temperature: float = 0.5,
+        tied: bool = False,
+        relaxed_model: bool = False,
+    ) -> None:
+        super().__init__()
+        if network is not None and not isinstance(network, nn.Module):
+            raise UsageError(f"RELAX({network!r}): expected a torch.nn.Module, or None")
+        self._given = {"hidden": hidden, "temperature": checked_temperature("RELAX", temperature)}
+        self._given |= {"tied": tied, "relaxed_model": relaxed_model}
+        self._named = None if network is None else type(network).__name__
+        self.network = network or nn.Sequential(
+            nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1)
+        )
+        self.tied = tied
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("square", torch.ones(()))
+        self.rebar = REBAR(temperature=temperature, tied=tied) if relaxed_model else None
+        # with relaxed copies, their protocol
+        self.differentiates_cost = self.base_only = self.keeps_log_q = relaxed_model
+        self.in_rows = relaxed_model
+
+    def copies(self, site: Site) -> int:
+        """One, unless the model is evaluated at relaxed values."""
+        return 1 if self.rebar is None else self.rebar.copies(site)
+
+    def refusal(self, site: Site) -> str | None:
+        """Finite supports of numbers or one-hot vectors, and laws with ``rsample`` of numbers."""
+        law, family = site.law, site.family
+        if self.rebar is not None:
+            return self.rebar.refusal(site)
+        if family == "Delta":
+            return "a Delta is deterministic and owes no gradient here; leave it to am.Pathwise()"
+        if law.has_rsample:
+            if not base_of(law).event_shape and _Held.of(law) is not None:
+                return None
+            return (
+                f"{family} has no parameters of its own for each number that it draws, in which "
+                "variance could be taken; use am.Pathwise()"
+            )
+        if is_bernoulli(law) or is_categorical(law) or _is_finite(law):
+            return None
+        return (
+            f"{family} has neither a finite support of numbers nor a reparameterized draw; use "
+            "am.ScoreFunction(am.LeaveOneOut())"
+        )
+
+    def density(self, law: Any, value: Tensor) -> Tensor:
+        """The law's own, unless values are relaxed."""
+        return law.log_prob(value) if self.rebar is None else self.rebar.density(law, value)
+
+    def log_q(self, draw: Draw) -> Tensor:
+        """log q of the draw."""
+        return super().log_q(draw) if self.rebar is None else self.rebar.log_q(draw)
+
+    def draw(self, site: Site, noise: Noise) -> Draw:
+        """One value, shape ``[*batch, *event]``, a constant to phi; or REBAR's copies."""
+        if self.rebar is not None:
+            return self.rebar.draw(site, noise)
+        if site.law.has_rsample:
+            return _continuous(site, noise)
+        found = conditioned(site, logits_by_element(site.law), noise, tied=self.tied)
+        memory = {
+            "hard": found.hard,
+            "free": found.free,
+            "given": found.given,
+            "turn": found.turn,
+        }
+        return Draw(site, _value_of(site.law, found.hard), memory=memory)
+
+    def surrogate(self, draw: Draw, cost: Cost) -> Tensor | None:
+        """The gradient in the site's parameters, handed on to them; and what trains the network."""
+        if draw.site.law.has_rsample:
+            return self._continuous(draw, cost)
+        law, memory = draw.site.law, draw.memory
+        noises = [memory["free"]] if self.tied else [memory["free"], memory["given"]]
+        values, slopes = self._control(draw, torch.stack(noises))
+        if not torch.is_grad_enabled():
+            return None
+        logits = logits_by_element(law)
+        means = means_of(law, logits.detach())
+        score = memory["hard"] - means
+        pathwise = in_logits(law, slopes[0] - memory["turn"] * slopes[-1], means)
+        control = over_event(values[-1], law) * score - pathwise
+        plain = finite(over_event(draw.each(cost.copies)[0], law) * score)
+        if self.rebar is not None:
+            control = control + self.rebar.scale * self.rebar.parts(draw, cost)[1]
+        gradient = plain - finite(control)
+        return carried(gradient, logits, law) - zeroed(sum_event(gradient**2, law))
+
+    def _continuous(self, draw: Draw, cost: Cost) -> Tensor | None:
+        """LAX."""
+        law = draw.site.law
+        values, slopes = self._control(draw, draw.value.detach().unsqueeze(0))
+        held = _Held.of(law)
+        if held is None or not torch.is_grad_enabled():
+            return None
+        owed = torch.zeros_like(cost.copies)
+        left = _wide(cost.copies - values[0], law)
+        for name, parameter in held.parameters.items():
+            gradient = finite(left * draw.memory[f"score {name}"])
+            gradient = gradient + draw.memory[f"slope {name}"] * slopes[0]
+            moved = gradient.detach() * zeroed(parameter) - zeroed(gradient**2)
+            owed = owed + _summed(moved, law)
+        return owed
+
+    def _control(self, draw: Draw, noise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """c at each noise, ``[*batch]``, and its slope there; attached to what is learned only."""
+        law, learning = draw.site.law, torch.is_grad_enabled()
+        noise = noise.detach().requires_grad_() if learning else noise
+        left = noise.shape[: 1 + len(law.batch_shape)]
+        relaxed = self._relaxed(law, noise).reshape(*left, noise.shape[len(left) :].numel())
+        given = features_of(law) if draw.site.inputs is None else draw.site.inputs.detach()
+        given = given.to(relaxed.dtype).expand(*relaxed.shape[:-1], given.shape[-1])
+        found = self.network(torch.cat([given, relaxed], -1)).squeeze(-1)
+        spread = (self.square - self.mean**2).clamp(min=1e-6).sqrt()
+        values = self.mean.clone() + spread * found
+        if not learning:
+            return [*values], []
+        (slope,) = torch.autograd.grad(
+            values.sum(), noise, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return [*values], [*slope]
+
+    def _relaxed(self, law: Any, noise: Tensor) -> Tensor:
+        if law.has_rsample:
+            return noise
+        cold = noise / self.log_temperature.exp()
+        return cold.sigmoid() if is_bernoulli(law) else cold.softmax(-1)
+
+    @torch.no_grad()
+    def update(self, draw: Draw, cost: Cost) -> None:
+        """Move mean and spread by what the hard copy cost, in place."""
+        base = draw.each(cost.copies)[0]
+        for state, now in ((self.mean, base.mean()), (self.square, (base**2).mean())):
+            now = torch.where(now.isfinite(), now.to(state), state)
+            state.mul_(_DECAY).add_(now, alpha=1 - _DECAY)
+
+    def extra_repr(self) -> str:
+        """What differs from the defaults."""
+        default = {"hidden": 64, "temperature": 0.5}
+        kept = {k: v for k, v in self._given.items() if v != default.get(k, False)}
+        shown = [f"{name}={value!r}" for name, value in kept.items()]
+        return ", ".join(([] if self._named is None else [self._named]) + shown)
+
+    def __repr__(self) -> str:
+        """One line: what a user would type."""
+        return f"RELAX({self.extra_repr()})"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A continuous law made again from its own parameters, each with an entry for each element."""
+
+    law: Any
+    """On constants that can be differentiated."""
+    leaves: list[Tensor]
+    parameters: dict[str, Tensor]
+    """Attached."""
+
+    @classmethod
+    def of(cls, law: Any) -> _Held | None:
+        """None: it cannot be made from what it calls its parameters."""
+        inner = base_of(law)
+        shape = law.batch_shape + law.event_shape
+        names = list(inner.arg_constraints)
+        try:
+            given = {name: torch.as_tensor(getattr(inner, name)).expand(shape) for name in names}
+            leaves = {name: value.detach().clone() for name, value in given.items()}
+            leaves = {name: value.requires_grad_() for name, value in leaves.items()}
+            again = type(inner)(**leaves)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):
+            return None
+        if not names or again.batch_shape != shape:
+            return None
+        dims = element_dims(law)
+        return cls(again.to_event(dims) if dims else again, list(leaves.values()), given)
+
+
+def _continuous(site: Site, noise: Noise) -> Draw:
+    """A constant, with its derivative and its score in each parameter."""
+    held = _Held.of(site.law)
+    if held is None or not torch.is_grad_enabled():
+        return Draw(site, noise.rsample(site.law, site=site.name).detach())
+    value = noise.rsample(held.law, site=site.name)
+    slopes = _derivatives(value, held.leaves)
+    scores = _derivatives(held.law.log_prob(value.detach()), held.leaves)
+    memory = {}
+    for name, slope, score in zip(held.parameters, slopes, scores, strict=True):
+        memory |= {f"slope {name}": slope.detach(), f"score {name}": score.detach()}
+    return Draw(site, value.detach(), memory=memory)
+
+
+def _derivatives(value: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
+
+
+def _wide(cost: Tensor, law: Any) -> Tensor:
+    return cost.reshape((*cost.shape, *(1,) * len(law.event_shape)))
+
+
+def _summed(value: Tensor, law: Any) -> Tensor:
+    dims = len(law.event_shape)
+    return value.sum(tuple(range(-dims, 0))) if dims else value
+
+
+def _is_finite(law: Any) -> bool:
+    """Whether the elements have finitely many values, each a number."""
+    inner = base_of(law)
+    if not getattr(inner, "has_enumerate_support", False) or inner.event_shape:
+        return False
+    try:
+        inner.enumerate_support(expand=False)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _value_of(law: Any, hard: Tensor) -> Tensor:
+    """The value that a hard choice stands for."""
+    if is_bernoulli(law) or is_one_hot(law):
+        return hard
+    index = hard.argmax(-1)
+    if is_categorical(law):
+        return index
+    return base_of(law).enumerate_support(expand=False).reshape(-1)[index]

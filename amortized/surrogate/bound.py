@@ -1,0 +1,249 @@
+"""Bounds that are no sum of terms: each site is charged through the bound itself.
+
+For a site that is not pathwise, in particle k,
+
+    grad E g = E sum_k A_k grad log q(z_k),    A_k = g - dg / d log w_k,
+
+with its own log q detached inside the bound. Copies of a site replace row k of the table of
+log-weights, one row at a time; the other particles, and the other sites, stay at their base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical
+
+from amortized.errors import EstimatorError, ProgramError
+from amortized.estimators.base import Cost, Noise
+from amortized.estimators.baselines import mean_of_others
+from amortized.objectives.base import Objective
+from amortized.programs.records import LatentSite, Layout, Plates, Run, Term
+from amortized.surrogate.assemble import Assembled, Weight, weighed
+from amortized.surrogate.costs import carries
+
+
+def assemble_bound(
+    run: Run, objective: Objective, noise: Noise, kl_weight: Weight = 1.0
+) -> Assembled:
+    """The bound per element of the shared plates, summed, with every site's surrogate.
+
+    Raises:
+        EstimatorError: an estimator that needs a sum of terms.
+        ProgramError: a subsampled plate that not all sites share.
+    """
+    for latent in run.latents:
+        _refuse_additive(latent, objective)
+    table = _Table(run, noise, kl_weight)
+    log_w = table.rows(None)[0]
+    total = (objective.bound(log_w) * table.factor).sum()
+    costs: list[tuple[LatentSite, Cost]] = []
+    for latent in reversed(run.latents):
+        if latent.estimator.attached and latent.draw.axis is None:
+            continue  # the bound itself is differentiated
+        cost = _cost(table, latent, objective, log_w.detach())
+        costs.append((latent, cost.detach()))
+        owed = _owed(latent, cost)
+        if owed is not None:
+            owed = table.at_base(owed, latent)
+            total = total + (owed * table.factor).sum()
+    return Assembled(total, costs)
+
+
+def _refuse_additive(latent: LatentSite, objective: Objective) -> None:
+    estimator = latent.estimator
+    if estimator.kl == "analytic":
+        why = "takes the site's KL in closed form, and a mean of weights has no KL of one site"
+    elif estimator.frozen:
+        why = "takes out the direct gradient, which has mean zero under the ELBO only"
+    elif estimator.differentiates_cost:
+        why = "differentiates the cost, which is not served under such a bound in this version"
+    else:
+        return
+    raise EstimatorError(
+        f"site {latent.name!r}: {estimator!r} under {objective!r} {why}; use am.ELBO(), or "
+        "am.Pathwise(), am.DisARM() or am.ScoreFunction(am.LeaveOneOut()) here"
+    )
+
+
+class _Table:
+    """The log-weights of a run, as functions of one site's copies."""
+
+    def __init__(self, run: Run, noise: Noise, kl_weight: Weight) -> None:
+        self.layout, self.latents = run.layout, run.latents
+        self.shared = shared_plates(run)
+        self.factor = _outer_factor(run, self.shared)
+        summed = {s.name for s in run.latents if s.estimator.attached and s.draw.axis is not None}
+        self.terms = [
+            _reduced(_held(term, summed), self.shared, self.factor)
+            for term in weighed(run.terms, kl_weight)
+        ]
+        self.bases: dict[str, Tensor | int] = {}
+        for latent in run.latents:
+            if latent.draw.axis is not None:
+                self.bases[latent.name] = self._base(latent, noise)
+
+    def rows(self, free: LatentSite | None) -> Tensor:
+        """Log-weights at the copies of a site, all others at their base: ``[C, K, *shared]``."""
+        total: Tensor | None = None
+        for value in self.terms:
+            value = self.at_base(value, free)
+            total = value if total is None else total + value
+        total = torch.zeros(()) if total is None else total
+        axis = None if free is None else free.draw.axis
+        depth = self.layout.nesting + 1
+        count = 1 if axis is None or free is None else free.draw.copies
+        total = total.reshape(*(1,) * max(0, depth - total.dim()), *total.shape)
+        if axis is not None and carries(total, axis):
+            total = total.movedim(axis, 0)
+        tail = total.shape[total.dim() - depth :]
+        total = total.reshape(-1, *tail)
+        return total.expand(count, self.layout.num_particles, *tail[1:])
+
+    def at_base(self, value: Tensor, free: LatentSite | None) -> Tensor:
+        """A tensor with every private dim but one at the base copies, later sites first."""
+        for latent in reversed(self.latents):
+            axis = latent.draw.axis
+            if axis is None or latent is free or not carries(value, axis):
+                continue
+            base = self.bases[latent.name]
+            if isinstance(base, int):
+                value = value.narrow(axis, base, 1)
+            else:
+                value = _gathered(value, axis, base)
+        return value
+
+    def _base(self, latent: LatentSite, noise: Noise) -> Tensor | int:
+        """The copy that is an ordinary draw; an index for each element where weights say which."""
+        weights = latent.estimator.weights(latent.draw)
+        axis = latent.draw.axis
+        if not latent.estimator.weighted_base or weights is None or axis is None:
+            return 0
+        layout = self.layout
+        wide = list(weights.shape)
+        wide[layout.particle_dim] = layout.num_particles
+        with torch.no_grad():
+            probs = weights.expand(wide).movedim(axis, -1)
+            index = noise.sample(Categorical(probs=probs), site=latent.name)
+        return index.unsqueeze(-1).movedim(-1, axis)
+
+
+def _gathered(value: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Entries of a private dim, one for each element of the others."""
+    depth = max(value.dim(), index.dim())
+    value = value.reshape(*(1,) * (depth - value.dim()), *value.shape)
+    index = index.reshape(*(1,) * (depth - index.dim()), *index.shape)
+    shape = [max(a, b) for a, b in zip(value.shape, index.shape, strict=True)]
+    ours, theirs = list(shape), list(shape)
+    ours[axis], theirs[axis] = value.shape[axis], 1
+    return value.expand(ours).gather(axis, index.expand(theirs))
+
+
+def shared_plates(run: Run) -> Plates:
+    """The plates that hold every latent and every term: what the bound is taken for each of."""
+    held = [latent.plates for latent in run.latents] + [term.plates for term in run.terms]
+    return frozenset.intersection(*held) if held else frozenset()
+
+
+def _outer_factor(run: Run, shared: Plates) -> Tensor | float:
+    """The scale of every term where it is one and the same, else the shared plates' subsampling.
+
+    Raises:
+        ProgramError: a plate is subsampled that not every site is in.
+    """
+    records = [*run.model.values(), *(r for r in run.guide.values() if not r.observed)]
+    names = {name for name, _ in shared}
+    for record in records:
+        for plate, (size, full) in record.sizes.items():
+            if plate not in names and full != size:
+                raise ProgramError(
+                    f"site {record.name!r} is in the subsampled plate {plate!r} ({size} of {full}),"
+                    " and not every latent is: its bound stands over the whole, and weights of a "
+                    "minibatch inside a logarithm are biased. Use all data at once, or am.ELBO()"
+                )
+    scales = [record.scale for record in records]
+    first = scales[0] if scales else 1.0
+    if all(scale is first or _equal(scale, first) for scale in scales):
+        return first
+    factors = [
+        full / size
+        for record in records[:1]
+        for plate, (size, full) in record.sizes.items()
+        if plate in names
+    ]
+    product = 1.0
+    for factor in factors:
+        product *= factor
+    return product
+
+
+def _equal(scale: float | Tensor, other: float | Tensor) -> bool:
+    return not isinstance(scale, Tensor) and not isinstance(other, Tensor) and scale == other
+
+
+def _held(term: Term, summed: set[str]) -> Term:
+    """Own log q of sites that are summed out is detached, like that of every other discrete one."""
+    own = term.role == "guide" and term.name in summed
+    return replace(term, value=term.value.detach()) if own else term
+
+
+def _reduced(term: Term, shared: Plates, factor: Tensor | float) -> Tensor:
+    """A term per element of the shared plates, without their scale; dims are kept."""
+    dims = [dim for _, dim in term.plates - shared if term.value.dim() >= -dim]
+    value = term.value / factor if isinstance(factor, Tensor) or factor != 1.0 else term.value
+    return value.sum(dims, keepdim=True) if dims else value
+
+
+def _cost(table: _Table, latent: LatentSite, objective: Objective, base: Tensor) -> Cost:
+    """A of every copy and particle, on the dims of the site."""
+    rows = table.rows(latent).detach()
+    copies = _placed(advantage(objective, base, rows), latent, table.layout)
+    if len(base) == 1 or latent.draw.axis is not None:
+        return Cost(copies)
+    peers = advantage(objective, base, mean_of_others(base, -base.dim()).unsqueeze(0))
+    return Cost(copies, _placed(peers, latent, table.layout))
+
+
+def advantage(objective: Objective, base: Tensor, rows: Tensor) -> Tensor:
+    """A = g - dg / d log w_k with row k replaced, one at a time.
+
+    Args:
+        objective: what g is.
+        base: log-weights ``[K, *shared]``.
+        rows: what replaces row k, ``[C, K, *shared]``.
+
+    Returns:
+        shape ``[C, K, *shared]``, detached.
+    """
+    count = len(base)
+    with torch.enable_grad():
+        rows = rows.detach().clone().requires_grad_()
+        eye = torch.eye(count, dtype=torch.bool, device=base.device)
+        eye = eye.reshape(count, 1, count, *(1,) * (base.dim() - 1))
+        # [j, c, k, *shared]: the weight of particle j where row k is replaced
+        swapped = torch.where(eye, rows.unsqueeze(0), base.detach().unsqueeze(1).unsqueeze(1))
+        bound = objective.bound(swapped)
+        (slope,) = torch.autograd.grad(bound.sum(), rows)
+    return bound.detach() - slope
+
+
+def _placed(found: Tensor, latent: LatentSite, layout: Layout) -> Tensor:
+    """From ``[C, K, *shared]`` to the site's private dim."""
+    axis = latent.draw.axis
+    if axis is None:
+        return found.squeeze(0)
+    ones = (1,) * (-axis - 1 - (layout.nesting + 1))
+    return found.reshape(found.shape[0], *ones, *found.shape[1:])
+
+
+def _owed(latent: LatentSite, cost: Cost) -> Tensor | None:
+    """The estimator's surrogate; of a site that is summed out, its weights times the cost."""
+    if not latent.estimator.attached:
+        return latent.estimator.surrogate(latent.draw, cost)
+    axis, weights = latent.draw.axis, latent.estimator.weights(latent.draw)
+    if axis is None or weights is None:
+        return None
+    costs = torch.where(cost.copies.isfinite(), cost.copies, torch.zeros_like(cost.copies))
+    return ((weights - weights.detach()) * costs).sum(axis, keepdim=True)

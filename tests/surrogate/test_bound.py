@@ -1,0 +1,236 @@
+"""Bounds of several weights: value and gradients against the sum over all tuples of particles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+
+import amortized as am
+from amortized.estimators.base import Estimator
+from amortized.objectives.base import Objective
+from amortized.surrogate import bound as module
+from tests.laws.structures import DATA, weight
+from tests.reference import FixedNoise, estimate_law
+
+pytestmark = pytest.mark.float64
+
+Make = Callable[[], Estimator]
+START = {"a": 0.4, "e": 0.3, "f": 0.1, "b": -0.3, "c": 0.2, "w": 0.7}
+
+
+def model(size: int = 2) -> None:
+    """y -> z in the model, x sees both."""
+    with pyro.plate("data", size):
+        y = pyro.sample("y", dist.Bernoulli(logits=weight("c", START["c"]).expand(size)))
+        z = pyro.sample("z", dist.Bernoulli(logits=weight("b", START["b"]) * y))
+        mean = z * weight("w", START["w"]) + y * (1 - z)
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=DATA[:size])
+
+
+def guide(size: int = 2) -> None:
+    """z -> y in the guide."""
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Bernoulli(logits=weight("a", START["a"]) * DATA[:size]))
+        logits = weight("e", START["e"]) * z + weight("f", START["f"])
+        pyro.sample("y", dist.Bernoulli(logits=logits))
+
+
+def leaves() -> list[Tensor]:
+    store = pyro.get_param_store()
+    return [store[name].unconstrained() for name in sorted(START)]
+
+
+def exact(objective: Objective, size: int) -> list[Tensor]:
+    """The bound and its gradients: data are independent, so a sum over the tuples of each."""
+    parameters = {n: torch.tensor(v, requires_grad=True) for n, v in START.items()}
+    p, total = parameters, torch.zeros(())
+    states = list(product([0.0, 1.0], repeat=2))
+    for x in DATA[:size]:
+        log_q, log_w = [], []
+        for z, y in states:
+            q = dist.Bernoulli(logits=p["a"] * x).log_prob(torch.tensor(z))
+            q = q + dist.Bernoulli(logits=p["e"] * z + p["f"]).log_prob(torch.tensor(y))
+            joint = dist.Bernoulli(logits=p["c"]).log_prob(torch.tensor(y))
+            joint = joint + dist.Bernoulli(logits=p["b"] * y).log_prob(torch.tensor(z))
+            joint = joint + dist.Normal(z * p["w"] + y * (1 - z), 1.0).log_prob(x)
+            log_q.append(q)
+            log_w.append(joint - q)
+        for tuple_ in product(range(4), repeat=objective.num_particles):
+            mass = torch.stack([log_q[s] for s in tuple_]).sum().exp()
+            total = total + mass * objective.bound(torch.stack([log_w[s] for s in tuple_]))
+    gradients = torch.autograd.grad(total, [parameters[name] for name in sorted(START)])
+    return [total.detach(), *gradients]
+
+
+def mean(objective: Objective, estimators: dict[str, Estimator], size: int) -> list[Tensor]:
+    """The same of the estimate, over its own randomness."""
+    loss = am.VariationalLoss(objective, estimators)
+    loss.warm_up(model, guide, (size,))
+    loss.eval()
+
+    def run(tree: object) -> list[Tensor]:
+        value = -loss.estimate(model, guide, (size,), {}, noise=tree).loss  # type: ignore[arg-type]
+        found = torch.autograd.grad(value, leaves(), allow_unused=True, materialize_grads=True)
+        return [value, *found]
+
+    return estimate_law(run, noise=FixedNoise(), limit=10**6).mean
+
+
+def worst(objective: Objective, estimators: dict[str, Estimator], size: int = 1) -> float:
+    pairs = zip(mean(objective, estimators, size), exact(objective, size), strict=True)
+    return max(float((found - truth).abs().max()) for found, truth in pairs)
+
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "IWAE": lambda: am.IWAE(2),
+    "Renyi": lambda: am.Renyi(0.5, 2),
+    "Renyi below zero": lambda: am.Renyi(-1.0, 2),
+    "one particle": lambda: am.IWAE(1),
+}
+MAKES: dict[str, Make] = {
+    "plain": am.ScoreFunction,
+    "over particles": lambda: am.ScoreFunction(am.LeaveOneOut()),
+    "two samples": lambda: am.ScoreFunction(am.LeaveOneOut(), num_samples=2),
+    "enumerate": am.Enumerate,
+    "disarm": am.DisARM,
+}
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("estimator", ["plain", "over particles", "enumerate"])
+def test_one_recipe_for_both_sites(objective: str, estimator: str) -> None:
+    bound = OBJECTIVES[objective]()
+    if estimator == "over particles" and bound.num_particles == 1:
+        estimator = "two samples"
+    estimators = {name: MAKES[estimator]() for name in "zy"}
+    assert worst(bound, estimators) < 1e-10
+
+
+CHEAP = [p for p in product(MAKES, MAKES) if len({*p} & {"two samples", "disarm"}) < 2]
+CHEAP = [p for p in CHEAP if p[0] != p[1] or p[0] not in ("two samples", "disarm")]
+
+
+@pytest.mark.parametrize(("first", "second"), CHEAP)
+def test_every_ordered_pair(first: str, second: str) -> None:
+    assert worst(am.IWAE(2), {"z": MAKES[first](), "y": MAKES[second]()}) < 1e-10
+
+
+def test_data_points_do_not_share_weights() -> None:
+    assert worst(am.IWAE(2), {"z": am.ScoreFunction(), "y": am.ScoreFunction()}, size=2) < 1e-10
+
+
+def test_one_particle_is_the_elbo_draw_by_draw() -> None:
+    def gradients(objective: Objective) -> list[Tensor]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        loss = am.VariationalLoss(objective, {"*": am.ScoreFunction()})
+        value = loss.differentiable_loss(model, guide)
+        # the model's: in the guide, the ELBO charges a site what is downstream only
+        _, b, c, _, _, w = leaves()
+        return [value.detach(), *torch.autograd.grad(value, [b, c, w])]
+
+    found = zip(gradients(am.IWAE(1)), gradients(am.ELBO()), strict=True)
+    assert all(torch.allclose(one, other, rtol=1e-12) for one, other in found)
+
+
+def test_a_pathwise_latent_is_weighted_by_autograd() -> None:
+    """Against the bound written out, on the same draws."""
+
+    def p() -> None:
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
+            pyro.sample("x", dist.Normal(z * weight("w", 0.7), 1.0), obs=DATA)
+
+    def q() -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Normal(weight("a", 0.4) * DATA, weight("s", 0.8)))
+
+    loss = am.VariationalLoss(am.IWAE(4))
+    loss.warm_up(p, q, ())
+    pyro.set_rng_seed(1)
+    value = loss.differentiable_loss(p, q)
+    pyro.set_rng_seed(1)
+    w, a, s = (pyro.param(name) for name in "was")
+    law = dist.Normal(a * DATA, s)
+    z = law.rsample(torch.Size([4]))
+    log_w = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z * w, 1.0).log_prob(DATA)
+    by_hand = -am.IWAE(4).bound(log_w - law.log_prob(z)).sum()
+    assert torch.allclose(value, by_hand, rtol=1e-12)
+    for one, other in zip(
+        *(torch.autograd.grad(v, [w, a, s]) for v in (value, by_hand)), strict=True
+    ):
+        assert torch.allclose(one, other, rtol=1e-11)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_subsampling_stands_outside_the_logarithm(inside: bool) -> None:
+    """A minibatch of 2 of 10, whether the program says so or the size of the data does."""
+
+    def scaled(program: Callable[..., None]) -> Callable[[], None]:
+        return lambda: poutine.scale(program, 5.0)(2) if inside else program(2)
+
+    pair = scaled(model), scaled(guide)
+    data = am.DataPlate(size=None if inside else 10)
+    loss = am.VariationalLoss(am.IWAE(3), {"*": am.ScoreFunction()})
+    plain = am.VariationalLoss(am.IWAE(3), {"*": am.ScoreFunction()})
+    values = []
+    for one, (p, q, args), size in ((loss, (*pair, ()), data), (plain, (model, guide, (2,)), None)):
+        one.warm_up(p, q, args)
+        pyro.set_rng_seed(2)
+        estimate = one.estimate(p, q, args, {}, data=size)
+        values.append([estimate.loss, *torch.autograd.grad(estimate.loss, leaves())])
+    for big, small in zip(*values, strict=True):
+        assert torch.allclose(big, 5 * small, rtol=1e-12)
+
+
+def test_a_global_latent_is_one_bound_of_the_whole_without_minibatches() -> None:
+    def p(size: int = 2) -> None:
+        g = pyro.sample("g", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", size, subsample_size=2):
+            pyro.sample("x", dist.Normal(g * weight("w", 0.7), 1.0), obs=DATA)
+
+    def q(size: int = 2) -> None:
+        pyro.sample("g", dist.Normal(weight("a", 0.4), 0.8))
+
+    loss = am.VariationalLoss(am.IWAE(4))
+    assert loss.estimate(p, q, (), {}).loss.shape == ()
+    with pytest.raises(am.ProgramError, match=r"site 'x'.*plate 'data' \(2 of 10\).*biased"):
+        am.VariationalLoss(am.IWAE(4)).estimate(p, q, (10,), {})
+
+
+REFUSED: dict[str, Make] = {
+    "closed form": lambda: am.Relaxed(),
+    "direct gradient": am.DoublyReparameterized,
+    "differentiates": am.REBAR,
+}
+
+
+@pytest.mark.parametrize("why", sorted(REFUSED))
+def test_estimators_that_need_a_sum_are_refused(why: str) -> None:
+    law = dist.Normal(0.0, 1.0) if why == "direct gradient" else dist.Bernoulli(0.4)
+
+    def program() -> None:
+        pyro.sample("z", law)
+
+    loss = am.VariationalLoss(am.IWAE(2), {"z": REFUSED[why]()})
+    with pytest.raises(am.EstimatorError, match=rf"site 'z'.*IWAE.*{why}.*am\.ELBO"):
+        loss.estimate(program, program, (), {})
+
+
+def test_a_mutant_without_the_direct_term_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charging the whole bound, A = g, is right for no bound but the ELBO."""
+    right = module.advantage
+
+    def whole(objective: Objective, base: Tensor, rows: Tensor) -> Tensor:
+        normalized = base.softmax(0)  # dg / d log w_k of IWAE, of the rows as they are
+        return right(objective, base, rows) + normalized
+
+    monkeypatch.setattr(module, "advantage", whole)
+    assert worst(am.IWAE(2), {"z": am.ScoreFunction(), "y": am.ScoreFunction()}) > 1e-3

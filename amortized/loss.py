@@ -29,7 +29,7 @@ from amortized.programs.runner import Looks, Runner
 from amortized.programs.study import undisturbed
 from amortized.sites import SiteEstimators
 from amortized.surrogate.assemble import Assembled, Weight, assemble, assemble_trees
-from amortized.surrogate.bound import assemble_bound
+from amortized.surrogate.bound import OuterScale, assemble_bound, shared_plates
 
 # a key may name a site that only some branches reach: look this often before refusing it
 _LOOKS = 8
@@ -96,6 +96,7 @@ class VariationalLoss(nn.Module, PyroELBO):
         self.vectorize = vectorize
         self.layout: Sharing = layout
         self._runner = Runner(max_plate_nesting or 0)
+        self._outer = OuterScale()
         self._checked_keys = False
 
     def __call__(self, model: Any, guide: Any) -> ELBOModule:
@@ -205,10 +206,13 @@ class VariationalLoss(nn.Module, PyroELBO):
         if self.vectorize:
             rows = self.estimators.in_rows and self.objective.additive
             sharing = self.layout if rows else "axes"
-            run, plate = self._runner.run(model, guide, args, kwargs, **options, sharing=sharing)
+            options |= {"sharing": sharing, "leaves": not self.objective.additive}
+            run, plate = self._runner.run(model, guide, args, kwargs, **options)
             if self.objective.additive:
                 return run, assemble(run, kl_weight), plate
-            return run, assemble_bound(run, self.objective, noise, kl_weight), plate
+            read = self._runner.looks != "never"
+            scale = self._outer.of(run, shared_plates(run), read=read)
+            return run, assemble_bound(run, self.objective, noise, scale, kl_weight), plate
         trees, plate = self._runner.run_sequentially(model, guide, args, kwargs, **options)
         assembled, run = assemble_trees(trees, kl_weight)
         return run, assembled, plate

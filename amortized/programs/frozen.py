@@ -6,7 +6,7 @@ other way than directly, so subtracting its gradient leaves the gradient through
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,18 +24,17 @@ def direct_terms(
     guide: Callable[..., Any],
     run_guide: Callable[[GuideHandler], GuideHandler],
     drawn: GuideHandler,
+    leaves: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """log q at constant values of every site, for the sites whose direct gradient is taken out.
-
-    Empty where no site asks for it, or nothing is differentiated.
+    """log q of every site at constant values; empty where no site has its log q frozen.
 
     Args:
         guide: the program, whose buffers (running means) the second run must not move.
         run_guide: runs it under a handler.
         drawn: the first run.
+        leaves: values that stand in for drawn ones, so that log q has slopes in them.
     """
-    asked = [r for r in drawn.records.values() if r.estimator is not None and r.estimator.frozen]
-    if not asked or not torch.is_grad_enabled():
+    if not _asked(drawn) or not torch.is_grad_enabled():
         return {}
     records = drawn.records
     values = {name: r.value.detach() for name, r in records.items() if not r.observed}
@@ -43,12 +42,23 @@ def direct_terms(
         drawn.context,
         choose=None,
         script=None,
-        fixed={**(drawn.context.fixed or {}), **drawn.subsamples, **values},
+        fixed={**(drawn.context.fixed or {}), **drawn.subsamples, **values, **leaves},
         drawn_by={name: r.estimator for name, r in records.items() if r.estimator is not None},
     )
     with buffers_aside(guide):
         again = run_guide(GuideHandler(context, runs_model=drawn.runs_model)).records
-    return {r.name: log_q_of(again[r.name]) for r in asked if r.name in again}
+    return {name: log_q_of(again[name]) for name in records if name in again}
+
+
+def leaves_of_frozen(drawn: GuideHandler) -> dict[str, Tensor]:
+    """The values of the sites whose log q is frozen, cut off from the guide, with slopes."""
+    if not torch.is_grad_enabled():
+        return {}
+    return {record.name: record.value.detach().requires_grad_() for record in _asked(drawn)}
+
+
+def _asked(drawn: GuideHandler) -> list[SiteRecord]:
+    return [r for r in drawn.records.values() if r.estimator is not None and r.estimator.frozen]
 
 
 def refuse_random_guides(run: Run) -> None:

@@ -82,6 +82,8 @@ class Context:
     drawn_by: Mapping[str, Estimator] = field(default_factory=dict)
     script: Callable[[Site, Estimator, Noise], Draw] | None = None
     sharing: Sharing = "axes"
+    leaves: bool = False
+    """Whether the model sees constants of sites whose log q is frozen, to take slopes in them."""
 
 
 class GuideHandler(Messenger):

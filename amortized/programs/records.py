@@ -226,6 +226,8 @@ class Run:
     subsamples: dict[str, Tensor]
     kl_notes: dict[str, str]
     direct: dict[str, Tensor] = field(default_factory=dict)
-    """log q at constant values, of the sites whose direct gradient is taken out."""
+    """log q of every site at constant values, where a site has its log q frozen."""
+    leaves: dict[str, Tensor] = field(default_factory=dict)
+    """What the model saw of these sites instead of what was drawn: the same, cut off."""
     runs: int = 1
     """How often both programs ran: more than once where copies are evaluated one by one."""

@@ -10,7 +10,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from amortized.errors import AmortizedError, ProgramError
-from amortized.programs.frozen import direct_terms
+from amortized.programs.frozen import direct_terms, leaves_of_frozen
 from amortized.programs.handlers import Context, DeeperPlatesError, GuideHandler, ModelHandler
 from amortized.programs.records import DataPlate, Run, SiteRecord
 from amortized.programs.terms import build_terms, latents_of
@@ -36,13 +36,18 @@ def run_pair(
     handler = GuideHandler(context, runs_model=is_guide_messenger(guide))
     drawn = execute(guide, args, kwargs, handler, context)
     latent = {name: r.value for name, r in drawn.records.items() if not r.observed}
+    leaves = leaves_of_frozen(drawn) if context.leaves else {}
+    latent |= leaves
     indices = {**(context.fixed or {}), **drawn.subsamples}
     replayed = execute(model, args, kwargs, ModelHandler(context, latent, indices), context)
     _refuse_strangers(drawn.records, replayed.records)
     _refuse_other_sizes(drawn.records, replayed.records)
     _refuse_other_data_plates(drawn.records, replayed.records, context.data)
-    direct = direct_terms(guide, lambda again: execute(guide, args, kwargs, again, context), drawn)
-    terms, notes = build_terms(drawn.records, replayed.records, context.layout, closed_form, direct)
+    direct = direct_terms(
+        guide, lambda again: execute(guide, args, kwargs, again, context), drawn, leaves
+    )
+    taken = {} if leaves else direct
+    terms, notes = build_terms(drawn.records, replayed.records, context.layout, closed_form, taken)
     return Run(
         terms=terms,
         latents=latents_of(drawn.records, replayed.records),
@@ -52,6 +57,7 @@ def run_pair(
         subsamples={**drawn.subsamples, **replayed.subsamples},
         kl_notes=notes,
         direct=direct,
+        leaves=leaves,
     )
 
 

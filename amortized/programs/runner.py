@@ -95,6 +95,7 @@ class Runner:
         data: DataPlate | None = None,
         closed_form: bool = False,
         sharing: Sharing = "axes",
+        leaves: bool = False,
     ) -> tuple[Run, DataPlate]:
         """One run of the pair, and the data plate by name.
 
@@ -106,7 +107,7 @@ class Runner:
 
         def attempt(room: int) -> tuple[Run, Context]:
             layout = Layout(room, num_particles, rows=study.rows.get(num_particles, 1))
-            context = Context(layout, noise, choose, plate, sharing=sharing)
+            context = Context(layout, noise, choose, plate, sharing=sharing, leaves=leaves)
             return run_pair(model, guide, args, kwargs, context, closed_form), context
 
         def fits() -> tuple[Run, Context]:

@@ -49,7 +49,9 @@ def build_terms(
                 continue
             if needed:
                 raise EstimatorError(_no_closed_form(record, note))
-        terms.append(_checked(_guide_term(record, order, direct.get(record.name)), layout))
+        frozen = record.estimator is not None and record.estimator.frozen
+        known = direct.get(record.name) if frozen else None
+        terms.append(_checked(_guide_term(record, order, known), layout))
     drawn_by = {name: r.estimator for name, r in guide.items() if r.estimator is not None}
     draws = {name: r.draw for name, r in guide.items() if r.draw is not None}
     terms += [t for t in model_terms(model, layout, drawn_by, draws) if t.name not in replaced]

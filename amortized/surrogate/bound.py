@@ -10,9 +10,12 @@ log-weights, one row at a time; the other particles, and the other sites, stay a
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any, final
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Categorical
 
@@ -20,15 +23,22 @@ from amortized.errors import EstimatorError, ProgramError
 from amortized.estimators.base import Cost, Noise
 from amortized.estimators.baselines import mean_of_others
 from amortized.objectives.base import Objective
-from amortized.programs.records import LatentSite, Layout, Plates, Run, Term
+from amortized.programs.records import LatentSite, Layout, Plates, Run, SiteRecord, Term
 from amortized.surrogate.assemble import Assembled, Weight, weighed
 from amortized.surrogate.costs import carries
 
 
 def assemble_bound(
-    run: Run, objective: Objective, noise: Noise, kl_weight: Weight = 1.0
+    run: Run, objective: Objective, noise: Noise, scale: Tensor | float, kl_weight: Weight = 1.0
 ) -> Assembled:
     """The bound per element of the shared plates, summed, with every site's surrogate.
+
+    Args:
+        run: on ``objective.num_particles`` particles.
+        objective: the bound.
+        noise: where the indices of summed-out sites at their base come from.
+        scale: what stands outside the logarithm, of `OuterScale`.
+        kl_weight: how often the terms of latents count.
 
     Raises:
         EstimatorError: an estimator that needs a sum of terms.
@@ -36,7 +46,7 @@ def assemble_bound(
     """
     for latent in run.latents:
         _refuse_additive(latent, objective)
-    table = _Table(run, noise, kl_weight)
+    table = _Table(run, noise, scale, kl_weight)
     log_w = table.rows(None)[0]
     total = (objective.bound(log_w) * table.factor).sum()
     costs: list[tuple[LatentSite, Cost]] = []
@@ -49,15 +59,42 @@ def assemble_bound(
         if owed is not None:
             owed = table.at_base(owed, latent)
             total = total + (owed * table.factor).sum()
-    return Assembled(total, costs)
+    doubly = _doubly_reparameterized(table, run, objective, log_w.detach())
+    return Assembled(total if doubly is None else total + doubly, costs)
+
+
+def _doubly_reparameterized(
+    table: _Table, run: Run, objective: Objective, log_w: Tensor
+) -> Tensor | None:
+    """``sum_s sg((g' - g'') d log w / d z_s) z_s``, of value zero, with phi frozen in log w.
+
+    The model saw these sites as constants, so the bound itself gives the gradient of theta alone.
+    """
+    if not run.leaves:
+        return None
+    first, second = slopes(objective, log_w)
+    weights = (first - second) * table.factor
+    frozen = (table.log_weights_at_leaves(run) * weights).sum()
+    names = list(run.leaves)
+    found = torch.autograd.grad(
+        frozen,
+        [run.leaves[name] for name in names],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    total: Tensor | None = None
+    for name, slope in zip(names, found, strict=True):
+        value = run.guide[name].value
+        owed = (slope * (value - value.detach())).sum()
+        total = owed if total is None else total + owed
+    return total
 
 
 def _refuse_additive(latent: LatentSite, objective: Objective) -> None:
     estimator = latent.estimator
     if estimator.kl == "analytic":
         why = "takes the site's KL in closed form, and a mean of weights has no KL of one site"
-    elif estimator.frozen:
-        why = "takes out the direct gradient, which has mean zero under the ELBO only"
     elif estimator.differentiates_cost:
         why = "differentiates the cost, which is not served under such a bound in this version"
     else:
@@ -71,15 +108,20 @@ def _refuse_additive(latent: LatentSite, objective: Objective) -> None:
 class _Table:
     """The log-weights of a run, as functions of one site's copies."""
 
-    def __init__(self, run: Run, noise: Noise, kl_weight: Weight) -> None:
+    def __init__(self, run: Run, noise: Noise, scale: Tensor | float, kl_weight: Weight) -> None:
         self.layout, self.latents = run.layout, run.latents
         self.shared = shared_plates(run)
-        self.factor = _outer_factor(run, self.shared)
-        summed = {s.name for s in run.latents if s.estimator.attached and s.draw.axis is not None}
+        self.factor = scale
+        summed = {
+            s.name
+            for s in run.latents
+            if s.name in run.leaves or (s.estimator.attached and s.draw.axis is not None)
+        }
         self.terms = [
             _reduced(_held(term, summed), self.shared, self.factor)
             for term in weighed(run.terms, kl_weight)
         ]
+        self.kl_weight = kl_weight
         self.bases: dict[str, Tensor | int] = {}
         for latent in run.latents:
             if latent.draw.axis is not None:
@@ -87,8 +129,25 @@ class _Table:
 
     def rows(self, free: LatentSite | None) -> Tensor:
         """Log-weights at the copies of a site, all others at their base: ``[C, K, *shared]``."""
+        return self._added(self.terms, free)
+
+    def log_weights_at_leaves(self, run: Run) -> Tensor:
+        """Log-weights as a function of the constants that the model saw: ``[K, *shared]``."""
+        terms = []
+        for term in run.terms:
+            if term.role == "guide" and term.name in run.direct:
+                record = run.guide[term.name]
+                value = scale_and_mask(-run.direct[term.name], record.scale, record.mask)
+                term = replace(term, value=value)
+            terms.append(term)
+        reduced = [
+            _reduced(term, self.shared, self.factor) for term in weighed(terms, self.kl_weight)
+        ]
+        return self._added(reduced, None)[0]
+
+    def _added(self, terms: list[Tensor], free: LatentSite | None) -> Tensor:
         total: Tensor | None = None
-        for value in self.terms:
+        for value in terms:
             value = self.at_base(value, free)
             total = value if total is None else total + value
         total = torch.zeros(()) if total is None else total
@@ -147,40 +206,57 @@ def shared_plates(run: Run) -> Plates:
     return frozenset.intersection(*held) if held else frozenset()
 
 
-def _outer_factor(run: Run, shared: Plates) -> Tensor | float:
-    """The scale of every term where it is one and the same, else the shared plates' subsampling.
+@final
+class OuterScale:
+    """Which scale stands outside the logarithm; remembers by structure where scales are tensors.
 
-    Raises:
-        ProgramError: a plate is subsampled that not every site is in.
+    Handlers such as ``poutine.scale`` make a new tensor for every site, so tensors are compared by
+    value. A captured step cannot read values: it goes by what an eager one found.
     """
-    records = [*run.model.values(), *(r for r in run.guide.values() if not r.observed)]
-    names = {name for name, _ in shared}
-    for record in records:
-        for plate, (size, full) in record.sizes.items():
-            if plate not in names and full != size:
-                raise ProgramError(
-                    f"site {record.name!r} is in the subsampled plate {plate!r} ({size} of {full}),"
-                    " and not every latent is: its bound stands over the whole, and weights of a "
-                    "minibatch inside a logarithm are biased. Use all data at once, or am.ELBO()"
-                )
-    scales = [record.scale for record in records]
-    first = scales[0] if scales else 1.0
-    if all(scale is first or _equal(scale, first) for scale in scales):
-        return first
-    factors = [
-        full / size
-        for record in records[:1]
-        for plate, (size, full) in record.sizes.items()
-        if plate in names
-    ]
-    product = 1.0
-    for factor in factors:
-        product *= factor
-    return product
+
+    def __init__(self) -> None:
+        self._common: dict[tuple[str, ...], bool] = {}
+
+    def of(self, run: Run, shared: Plates, *, read: bool) -> Tensor | float:
+        """The scale of every term where it is one and the same, else the shared subsampling.
+
+        Raises:
+            ProgramError: a plate is subsampled that not every site is in.
+        """
+        records = [*run.model.values(), *(r for r in run.guide.values() if not r.observed)]
+        names = {name for name, _ in shared}
+        for record in records:
+            _refuse_subsampled(record, names)
+        scales = [record.scale for record in records]
+        first = next((scale for scale in scales if isinstance(scale, Tensor)), None)
+        if first is None and scales:
+            first = scales[0]
+        if first is None or self._all_equal(scales, first, (*run.guide, *run.model), read):
+            return 1.0 if first is None else first
+        sizes = records[0].sizes
+        return math.prod(full / size for plate, (size, full) in sizes.items() if plate in names)
+
+    def _all_equal(
+        self, scales: list[Any], first: Tensor | float, key: tuple[str, ...], read: bool
+    ) -> bool:
+        if not any(isinstance(scale, Tensor) for scale in scales):
+            return all(scale == first for scale in scales)
+        if read:
+            like = torch.as_tensor(first)
+            self._common[key] = all(
+                isinstance(scale, Tensor) and torch.equal(scale, like) for scale in scales
+            )
+        return self._common.get(key, False)
 
 
-def _equal(scale: float | Tensor, other: float | Tensor) -> bool:
-    return not isinstance(scale, Tensor) and not isinstance(other, Tensor) and scale == other
+def _refuse_subsampled(record: SiteRecord, shared: set[str]) -> None:
+    for plate, (size, full) in record.sizes.items():
+        if plate not in shared and full != size:
+            raise ProgramError(
+                f"site {record.name!r} is in the subsampled plate {plate!r} ({size} of {full}), "
+                "and not every latent is: the bound stands over the whole, and weights of a "
+                "minibatch inside a logarithm are biased. Use all data at once, or am.ELBO()"
+            )
 
 
 def _held(term: Term, summed: set[str]) -> Term:
@@ -217,16 +293,31 @@ def advantage(objective: Objective, base: Tensor, rows: Tensor) -> Tensor:
     Returns:
         shape ``[C, K, *shared]``, detached.
     """
-    count = len(base)
     with torch.enable_grad():
         rows = rows.detach().clone().requires_grad_()
-        eye = torch.eye(count, dtype=torch.bool, device=base.device)
-        eye = eye.reshape(count, 1, count, *(1,) * (base.dim() - 1))
-        # [j, c, k, *shared]: the weight of particle j where row k is replaced
-        swapped = torch.where(eye, rows.unsqueeze(0), base.detach().unsqueeze(1).unsqueeze(1))
-        bound = objective.bound(swapped)
+        bound = objective.bound(_swapped(base, rows))
         (slope,) = torch.autograd.grad(bound.sum(), rows)
     return bound.detach() - slope
+
+
+def slopes(objective: Objective, log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """dg / d log w_k and its own derivative in log w_k, shape ``[K, *shared]``, detached."""
+    with torch.enable_grad():
+        rows = log_w.detach().unsqueeze(0).clone().requires_grad_()
+        bound = objective.bound(_swapped(log_w, rows))
+        (first,) = torch.autograd.grad(bound.sum(), rows, create_graph=True)
+        second = torch.zeros_like(first)
+        if first.requires_grad:
+            (second,) = torch.autograd.grad(first.sum(), rows)
+    return first.detach()[0], second.detach()[0]
+
+
+def _swapped(base: Tensor, rows: Tensor) -> Tensor:
+    """The weight of particle j where row k is replaced: ``[j, c, k, *shared]``."""
+    count = len(base)
+    eye = torch.eye(count, dtype=torch.bool, device=base.device)
+    eye = eye.reshape(count, 1, count, *(1,) * (base.dim() - 1))
+    return torch.where(eye, rows.unsqueeze(0), base.detach().unsqueeze(1).unsqueeze(1))
 
 
 def _placed(found: Tensor, latent: LatentSite, layout: Layout) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from amortized.checks.check import check as check_pair
-from amortized.checks.report import CODES
+from amortized.checks.report import CODES, Report
 from amortized.errors import (
     AmortizedError,
     CheckpointError,
@@ -23,9 +24,11 @@ from amortized.errors import (
     ProgramError,
     UsageError,
 )
+from amortized.fit.arguments import LAST_SEED
 from amortized.fit.command import Request, Source, run
 from amortized.fit.data import first_batch
 from amortized.fit.files import pairs
+from amortized.fit.program_data import data_findings
 from amortized.objectives.elbo import ELBO
 
 app = typer.Typer(
@@ -34,9 +37,20 @@ app = typer.Typer(
 # typer wraps its own copy of click or the installed one; BadParameter, UsageError, ClickException
 # are the line of descent in both.
 _COMMAND_LINE_ERROR: type[Exception] = typer.BadParameter.mro()[2]
-# numpy's global generator takes no other
-_LAST_SEED = 2**32 - 1
 _INTERRUPTED = 130
+_OPTIONS = (
+    ("max_epochs", "--epochs"),
+    ("max_steps", "--max-steps"),
+    ("batch_size", "--batch-size"),
+    ("num_particles", "--num-particles"),
+    ("gradient_clip_val", "--clip"),
+    ("accumulate_grad_batches", "--accumulate"),
+    ("n_epochs_kl_warmup", "--kl-warmup"),
+    ("non_finite", "--non-finite"),
+    ("detect_anomaly", "--detect-anomaly"),
+)
+# as plain words they may mean something else
+_AMBIGUOUS = (("lr", "--lr"), ("device", "--device"), ("seed", "--seed"))
 # the first that fits decides
 _EXIT_CODES = (
     (DataError, 4),
@@ -167,11 +181,14 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     traceback: _TRACEBACK = False,
 ) -> None:
-    """Look for mistakes in a program and a batch of its data, without training."""
+    """Look for mistakes in a program and in its data, without training."""
     source = _source(program, options, estimator, objective=ELBO(num_particles, _kl(kl)), seed=seed)
     with source.opened() as built:
         batch = first_batch(built.train, batch_size)
         report = check_pair(built.model, built.guide, batch, loss=source.loss)
+        if not report.errors:
+            found = [*report.findings, *data_findings(built, source.loss, batch_size)]
+            report = Report.of(found, report.sites, report.parameters)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report)
     worst = report.errors or (report.warnings if strict else [])
     if worst:
@@ -196,13 +213,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--traceback" in given:
             raise
         if isinstance(error, AmortizedError):
-            _fail(str(error.args[0]), exit_code(error), getattr(error, "table", ""))
+            sentence = str(error.args[0])
+            # what a program raised is its own text
+            sentence = sentence if isinstance(error, ProgramError) else as_options(sentence)
+            _fail(sentence, exit_code(error), getattr(error, "table", ""))
         sentence = " ".join(str(error).split())
         _fail(f"{type(error).__name__}: {sentence} (--traceback shows where)", 1)
     else:
         if code == _INTERRUPTED:  # typer takes a Ctrl-C that came before training
             _fail("interrupted", _INTERRUPTED)
         sys.exit(code or 0)
+
+
+def as_options(sentence: str) -> str:
+    """A sentence that names arguments of Python, with the options that stand for them here.
+
+    >>> as_options("max_epochs=0: expected at least 1; fit(detect_anomaly=True) finds the site")
+    '--epochs 0: expected at least 1; --detect-anomaly finds the site'
+    """
+    sentence = re.sub(r"\bELBO\((\w+=[^,)]*)\)", r"\1", sentence)
+    sentence = re.sub(r"\bfit\((\w+=[^,)]*)\)", r"\1", sentence)
+    for name, option in _OPTIONS:
+        sentence = re.sub(rf"\b{name}=True\b|\b{name}\b(?!=)", option, sentence)
+    for name, option in (*_OPTIONS, *_AMBIGUOUS):
+        sentence = re.sub(rf"\b{name}=", f"{option} ", sentence)
+    return sentence
 
 
 def exit_code(error: AmortizedError) -> int:
@@ -233,8 +268,8 @@ def _source(
     objective: ELBO,
     seed: int,
 ) -> Source:
-    if not 0 <= seed <= _LAST_SEED:
-        raise UsageError(f"--seed {seed}: expected a whole number from 0 to {_LAST_SEED}")
+    if not 0 <= seed <= LAST_SEED:
+        raise UsageError(f"--seed {seed}: expected a whole number from 0 to {LAST_SEED}")
     return Source(
         path=path,
         options=pairs("--set", options or ()),

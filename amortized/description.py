@@ -12,6 +12,7 @@ from amortized.breakdown import plain_text, terminal_width
 from amortized.objectives.base import Objective
 from amortized.programs.records import DataPlate, LatentSite, Run
 from amortized.programs.study import size_of
+from amortized.surrogate.bound import shared_plates
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Description:
 
     def __str__(self) -> str:
         """The table as plain text, as wide as the terminal, 120 columns at most."""
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         heads = ("site", "distribution", "estimator", "why", "copies", "plates", "KL")
         for head in heads:
             justify = "right" if head == "copies" else "left"
@@ -79,11 +80,21 @@ def describe_run(
     )
     return Description(
         rows=rows,
-        objective=repr(objective),
+        objective=_bounded(run, objective),
         model_evaluations=_evaluations(run, in_model=True),
         guide_evaluations=_evaluations(run, in_model=False),
         data=named,
     )
+
+
+def _bounded(run: Run, objective: Objective) -> str:
+    """The objective, and what a bound that is no sum is taken for each of."""
+    if objective.additive:
+        return repr(objective)
+    names = sorted(name for name, _ in shared_plates(run))
+    if names:
+        return f"{objective!r} for each element of {', '.join(map(repr, names))}"
+    return f"{objective!r} of the whole: a latent or a term is in no plate of the others"
 
 
 def _row(latent: LatentSite, run: Run, reasons: Mapping[str, str]) -> SiteRow:

@@ -46,32 +46,54 @@ def training_curves(
 def reconstructions(
     originals: ArrayLike, means: ArrayLike, axes: np.ndarray | None = None
 ) -> np.ndarray:
-    """Images above their reconstructions; arrays ``[n, height, width]`` with values in [0, 1].
+    """Images above their reconstructions, arrays ``[n, height, width]``, in one grey scale.
 
-    Returns the axes, shape ``[2, n]``.
+    It is that of `image_limits` of the images. Returns the axes, shape ``[2, n]``.
     """
     rows = np.stack([np.asarray(originals), np.asarray(means)])
+    limits = image_limits(rows[0])
     axes = _grid(2, rows.shape[1], axes)
     for row, images, label in zip(axes, rows, ("data", "mean of\np(x | z)"), strict=True):
         for ax, image in zip(row, images, strict=True):
-            _image(ax, image)
+            _image(ax, image, limits)
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6)
     return axes
 
 
 def image_grid(
-    images: ArrayLike, columns: int | None = None, axes: np.ndarray | None = None
+    images: ArrayLike,
+    columns: int | None = None,
+    axes: np.ndarray | None = None,
+    *,
+    limits: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Images in a grid, ``[n, height, width]`` with values in [0, 1]; the axes come back."""
+    """Images in a grid, ``[n, height, width]``, in one grey scale; the axes come back.
+
+    It runs over ``limits``, by default the `image_limits` of these images.
+    """
     stack = np.asarray(images)
+    limits = image_limits(stack) if limits is None else limits
     columns = columns or int(np.ceil(np.sqrt(len(stack))))
     axes = _grid(-(-len(stack) // columns), columns, axes)
     for index, ax in enumerate(axes.flat):
         if index < len(stack):
-            _image(ax, stack[index])
+            _image(ax, stack[index], limits)
         else:
             ax.set_axis_off()
     return axes
+
+
+def image_limits(images: ArrayLike) -> tuple[float, float]:
+    """The values that are shown as white and black: 0 and 1, or the range of what leaves [0, 1].
+
+    >>> image_limits([[0.2, 0.7]]), image_limits([[0.0, 255.0]]), image_limits([[-2.0, 1.0]])
+    ((0.0, 1.0), (0.0, 255.0), (-2.0, 1.0))
+    """
+    values = np.asarray(images, dtype=float)
+    values = values[np.isfinite(values)]
+    if not values.size or (values.min() >= 0.0 and values.max() <= 1.0):
+        return 0.0, 1.0
+    return float(values.min()), float(values.max())
 
 
 def latent_map(codes: ArrayLike, labels: ArrayLike | None = None, ax: Axes | None = None) -> Axes:
@@ -154,8 +176,9 @@ def _grid(rows: int, columns: int, axes: np.ndarray | None) -> np.ndarray:
     return made
 
 
-def _image(ax: Axes, image: np.ndarray) -> None:
-    ax.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+def _image(ax: Axes, image: np.ndarray, limits: tuple[float, float]) -> None:
+    low, high = limits
+    ax.imshow(image, cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():

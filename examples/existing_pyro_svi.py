@@ -1,6 +1,7 @@
 """An ordinary Pyro script: a mixture of Bernoullis on digits. Only the loss object is ours.
 
     python examples/existing_pyro_svi.py
+    amortized fit examples/existing_pyro_svi.py --estimator c=enumerate --lr 0.01
 
 Parameter store, optimizer, plate and training loop are Pyro's. With ``Trace_ELBO`` in the marked
 line the script runs as well, with a noisy gradient for the cluster c of each image; with
@@ -56,7 +57,7 @@ def main(steps: int = 1000) -> None:
 
 
 def program() -> am.Program:
-    """The same pair for the command line: amortized fit ... --estimator c=enumerate."""
+    """The same pair for the command line: amortized fit ... --estimator c=enumerate --lr 0.01."""
     images = load("digits")
     return am.Program(
         model, guide, images.train, images.val, images.test, images.shape, images.labels

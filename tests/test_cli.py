@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import amortized as am
+from amortized import cli
 from amortized.checks.examination import Examination
 from amortized.cli import main
 from amortized.errors import ProgramError
@@ -152,12 +153,12 @@ MISTAKES = [
     (3, ["PROGRAM", "--estimator", "c=pathwise"], "site 'c'"),
     (2, ["PROGRAM", "--estimator", "c=scorefunction"], "did you mean 'score_function'?"),
     (2, ["PROGRAM", "--kl", "exact"], "--kl exact: expected sample or analytic"),
-    (2, ["PROGRAM", "--num-particles", "0"], "num_particles=0"),
-    (2, ["PROGRAM", "--epochs", "0"], "max_epochs=0: expected at least 1"),
+    (2, ["PROGRAM", "--num-particles", "0"], "--num-particles 0"),
+    (2, ["PROGRAM", "--epochs", "0"], "--epochs 0: expected at least 1"),
     (2, ["PROGRAM", "--epochs", "many"], "--epochs"),
-    (2, ["PROGRAM", "--lr", "-1"], "lr=-1.0"),
-    (2, ["PROGRAM", "--non-finite", "ignore"], "non_finite='ignore'"),
-    (2, ["PROGRAM", "--device", "tpu9"], "device='tpu9'"),
+    (2, ["PROGRAM", "--lr", "-1"], "--lr -1.0"),
+    (2, ["PROGRAM", "--non-finite", "ignore"], "--non-finite 'ignore'"),
+    (2, ["PROGRAM", "--device", "tpu9"], "--device 'tpu9'"),
     (2, ["PROGRAM", "--resume"], "--resume: say which run"),
     (2, ["PROGRAM", "--seed", "-1"], "--seed"),
     (2, ["PROGRAM", "--seed", str(2**32)], "--seed"),
@@ -245,7 +246,7 @@ def test_a_run_is_resumed_as_if_never_interrupted(capsys, program: str, tmp_path
 
 def test_nothing_to_resume_is_said(capsys, program: str, tmp_path: Path) -> None:
     code, _, err = run(capsys, "fit", program, "--out", str(tmp_path / "new"), "--resume")
-    assert code == 2 and "no checkpoint to go on with" in err
+    assert code == 2 and "no checkpoint to go on with; start without --resume" in err
 
 
 def test_a_trial_run_trains_one_batch_and_keeps_nothing(
@@ -262,6 +263,52 @@ def test_check_finds_what_is_wrong(capsys, program: str) -> None:
     code, out, _ = run(capsys, "check", program, "--estimator", "c=pathwise", "--json")
     (finding,) = json.loads(out)["findings"]
     assert code == 3 and (finding["code"], finding["site"]) == ("estimator-unsupported", "c")
+
+
+def test_check_looks_at_all_data(capsys, program: str) -> None:
+    text = Path(program).read_text(encoding="utf-8")
+    Path(program).write_text(text.replace("pixels[:16]", "-pixels[:16]"), encoding="utf-8")
+    code, out, _ = run(capsys, "check", program)
+    assert code == 4 and "val: site 'x' of the model" in out and "outside the support" in out
+    Path(program).write_text(text.replace("pixels[3, 2]", "pixels[50, 2]"), encoding="utf-8")
+    code, out, _ = run(capsys, "check", program, "--set", "missing=true", "--batch-size", "20")
+    assert code == 4 and "row 50 of the data set" in " ".join(out.split())
+
+
+def test_a_wrong_image_shape_is_found_before_training(capsys, program: str) -> None:
+    text = Path(program).read_text(encoding="utf-8")
+    Path(program).write_text(text.replace("(2, 3)", "(28, 28)"), encoding="utf-8")
+    code, out, err = run(capsys, "fit", program, "--epochs", "1", "--no-progress")
+    assert code == 3 and "image_shape=(28, 28): found site 'x' has 6" in err
+    assert "History" not in out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--epochs", "0", "--epochs 0: expected at least 1"),
+        ("--batch-size", "0", "--batch-size 0: expected at least 1"),
+        ("--clip", "0", "--clip 0.0: expected a norm above 0"),
+        ("--accumulate", "0", "--accumulate 0: expected at least 1"),
+        ("--kl-warmup", "0", "--kl-warmup 0: expected at least 1"),
+        ("--num-particles", "0", "--num-particles 0: expected an int"),
+        ("--non-finite", "stop", "--non-finite 'stop': expected one of"),
+        ("--max-steps", "0", "--max-steps 0: expected at least 1"),
+        ("--device", "gpu", "--device 'gpu': there is no such device"),
+        ("--lr", "-1", "--lr -1.0 for model: expected"),
+    ],
+)
+def test_messages_name_the_options(capsys, program: str, option, value, expected) -> None:
+    code, _, err = run(capsys, "fit", program, option, value)
+    assert code == 2 and err.startswith(f"amortized: {expected}")
+
+
+def test_words_that_are_no_options_stay() -> None:
+    sentence = "the batch is on another device; seed and lr are known; at non_finite_limit=3"
+    assert cli.as_options(sentence) == sentence
+    assert cli.as_options("clip (gradient_clip_val), or fit(detect_anomaly=True)") == (
+        "clip (--clip), or --detect-anomaly"
+    )
 
 
 def test_overwriting_comes_after_everything_was_found_right(

@@ -140,3 +140,36 @@ def test_the_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: i
     table, _, _ = str(am.VariationalLoss().describe(model, guide, ())).partition("objective ")
     widest = max(map(len, table.splitlines()))
     assert widest <= min(columns, 120) and (columns == 50 or widest > 50)
+
+
+def test_a_pathwise_site_is_one_line_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def pair() -> None:
+        with pyro.plate("data", 1000):
+            pyro.sample("code", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+
+    table = str(am.VariationalLoss().describe(pair, pair, ())).splitlines()
+    (row,) = (line for line in table if "code" in line)
+    assert "default: rsample" in row and "sampled" in row
+    assert table.index("") == 3  # head, rule, row
+
+
+def test_a_bound_that_is_no_sum_says_what_it_is_taken_for() -> None:
+    def local() -> None:
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def model() -> None:
+        guide()
+        with pyro.plate("rows", 3):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(3))
+
+    loss = am.VariationalLoss(am.IWAE(2))
+    assert "IWAE(num_particles=2) for each element of 'data'" in str(
+        loss.describe(local, local, ())
+    )
+    assert "IWAE(num_particles=2) of the whole" in str(loss.describe(model, guide, ()))

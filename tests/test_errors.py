@@ -22,7 +22,7 @@ KINDS = [
 CHILDREN = [*KINDS, am.DataError]  # bad data are a wrong call, too
 
 # raised and caught inside the package, never shown
-INTERNAL = {"DeeperPlatesError", "Interrupted", "CaptureError"}
+INTERNAL = {"DeeperPlatesError", "MoreRowsError", "Interrupted", "CaptureError"}
 # raised and turned into one of ours in the same file, or built there
 SPECIAL = {
     "checkpoint": {"_unreadable"},

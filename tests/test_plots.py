@@ -66,6 +66,19 @@ def test_the_given_axes_are_used() -> None:
     assert plots.image_grid(np.concatenate([images, images]), 4, axes)[1, 3] is axes[1, 3]
 
 
+@pytest.mark.parametrize(
+    ("data", "limits"),
+    [([0.2, 0.7], (0, 1)), ([0, 255], (0, 255)), ([-2.5, 1.5], (-2.5, 1.5)), ([np.nan], (0, 1))],
+)
+def test_one_grey_scale_for_data_and_means(data: list[float], limits: tuple[float, float]) -> None:
+    originals = np.resize(np.asarray(data, dtype=float), (2, 4, 5))
+    shown = plots.reconstructions(originals, originals + 0.4).flat
+    grid = plots.image_grid(originals, limits=plots.image_limits(originals)).flat
+    assert {ax.get_images()[0].get_clim() for ax in (*shown, *grid)} == {limits}
+    own = plots.image_grid(originals + 0.1).flat[0].get_images()[0].get_clim()
+    assert own == plots.image_limits(originals + 0.1)
+
+
 def test_reconstructions_stand_below_their_originals() -> None:
     originals, means = np.zeros((3, 4, 5)), np.ones((3, 4, 5))
     axes = plots.reconstructions(originals, means)

@@ -28,6 +28,8 @@ def test_the_code_runs_as_written(
         exec(compile(block, f"docs/training.md, block {number}", "exec"), names)
     assert len(found) == 4 and {path.name for path in tmp_path.iterdir()} == {"runs"}
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mine", "saved"}
+    assert names["replicas"].shape == (10, 100, 64)
+    assert 0.1 < (names["replicas"] != names["images"][:100]).float().mean() < 0.5
     # a class has a tenth of the images: guessing finds 0.1
     logits = names["net"]["classify"](names["images"][1500:])
     right = logits.argmax(-1) == torch.tensor(names["load_digits"]().target[1500:])

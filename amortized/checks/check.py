@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pyro.infer import ELBO as PyroELBO
 
-from amortized.checks.data import as_batch, empty_findings
+from amortized.checks.data import as_batch, empty_findings, observation_findings, own_copy
 from amortized.checks.examination import Examination
 from amortized.checks.inventory import collision_findings, device_findings, device_of, frozen_in
 from amortized.checks.isolation import isolated
 from amortized.checks.report import Finding, Report
 from amortized.errors import UsageError
 from amortized.loss import VariationalLoss
-from amortized.programs.batches import leaves_of
+from amortized.programs.batches import as_arguments, leaves_of
 from amortized.programs.records import DataPlate
 from amortized.programs.run import Program
+from amortized.programs.survey import survey_guide, survey_model
 
 
 def check(
@@ -81,6 +84,24 @@ def inspect_pair(
     own = copy.deepcopy(loss)
     with isolated(model, guide):
         return Examination(model, guide, placed, own, data, frozen=frozen, known=known).report()
+
+
+def inspect_observations(
+    model: Program, guide: Program, batch: Any, numbers: Sequence[int] | None = None
+) -> list[Finding]:
+    """What is wrong with the values that a model observes, wherever its run ends.
+
+    Args:
+        model: the generative program.
+        guide: its guide.
+        batch: the data.
+        numbers: of the batch's rows in the data set; None: rows are counted in the batch.
+    """
+    args, kwargs = as_arguments(own_copy(as_batch(batch, device_of(model, guide))))
+    with isolated(model, guide), torch.no_grad():
+        seen = survey_model(model, args, kwargs, survey_guide(guide, args, kwargs))
+        found = [*observation_findings(seen, numbers)]
+    return [finding for finding in found if finding.severity == "error"]
 
 
 def refuse_no_program(name: str, program: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -156,36 +157,85 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def observation_findings(model: Survey) -> Iterator[Finding]:
-    """Observed values that are not finite, or that their likelihood cannot give."""
+@dataclass(frozen=True)
+class _Rows:
+    """Names the rows of what a model observes."""
+
+    model: Survey
+    numbers: Sequence[int] | None
+
+    def of(self, p: Statement, bad: Tensor) -> list[int]:
+        """Row numbers in the data plate, or along the first dim."""
+        if bad.dim() == 0:
+            return []
+        batch = bad.dim() - len(p.fn.event_shape)
+        dims = [dim for dim in p.plates if -dim <= batch]
+        if not dims:
+            return self._named(_rows(bad), len(bad))
+        # the outermost plate holds the data
+        outer = next(f for f in p.frames if f.dim in dims)
+        axis = batch + (outer.dim or 0)
+        found = _rows(bad.movedim(axis, 0))
+        use = self.model.plates.get(outer.name)
+        if use is not None and use.indices is not None and len(use.indices) < use.size:
+            indices = use.indices.tolist()
+            return sorted(indices[row] for row in found if row < len(indices))
+        return self._named(found, bad.shape[axis])
+
+    def _named(self, rows: list[int], length: int) -> list[int]:
+        if self.numbers is None or len(self.numbers) != length:
+            return rows
+        return sorted(self.numbers[row] for row in rows)
+
+
+def observation_findings(model: Survey, numbers: Sequence[int] | None = None) -> Iterator[Finding]:
+    """Observed values that are not finite, or that their likelihood cannot give.
+
+    Args:
+        model: on a batch.
+        numbers: of the batch's rows in the data set; None: rows are counted in the batch.
+    """
+    rows = _Rows(model, numbers)
     for statement in model.statements.values():
         if statement.observed and not statement.factor and isinstance(statement.value, Tensor):
             try:
                 shown = _visible(statement)
             except RuntimeError:  # shapes that do not broadcast are another finding
                 continue
-            yield from _observed(statement, statement.value, shown, model)
+            yield from _observed(statement, statement.value, shown, rows)
 
 
-def _observed(p: Statement, value: Tensor, shown: Tensor, model: Survey) -> Iterator[Finding]:
+def _observed(p: Statement, value: Tensor, shown: Tensor, rows: _Rows) -> Iterator[Finding]:
     shown = shown.expand(value.shape)
+    masks = masks_of(p.fn, p.mask)  # a mask of False alone is meant so
+    if any(isinstance(mask, Tensor) for _, mask in masks) and not bool(shown.any()):
+        yield _all_masked(p)
     if value.is_floating_point():
         nan, inf = value.isnan(), value.isinf()
         if bool((nan & shown).any()):
-            yield _non_finite(
-                "data-nan", place(p), p.name, _data_rows(p, nan & shown, model), "it observes"
-            )
+            yield _non_finite("data-nan", place(p), p.name, rows.of(p, nan & shown), "it observes")
             return
         if bool((nan & ~shown).any()):
-            yield _behind_mask(p, _data_rows(p, nan, model))
+            yield _behind_mask(p, rows.of(p, nan))
         if bool((inf & shown).any()):
-            yield _non_finite(
-                "data-inf", place(p), p.name, _data_rows(p, inf & shown, model), "it observes"
-            )
+            yield _non_finite("data-inf", place(p), p.name, rows.of(p, inf & shown), "it observes")
             return
     elif _continuous(p):
         yield _whole_numbers(p)
-    yield from _outside(p, value, shown, model)
+    yield from _outside(p, value, shown, rows)
+
+
+def _all_masked(p: Statement) -> Finding:
+    return Finding(
+        "note",
+        "nothing-observed",
+        p.name,
+        place(p),
+        "every value of this batch is behind the mask, so it teaches nothing",
+        "values that count, in this batch or another",
+        "nothing to do if other batches have some; else look at the mask: True means that a value "
+        "counts",
+    )
 
 
 def _behind_mask(p: Statement, rows: list[int]) -> Finding:
@@ -217,7 +267,7 @@ def _whole_numbers(p: Statement) -> Finding:
     )
 
 
-def _outside(p: Statement, value: Tensor, shown: Tensor, model: Survey) -> Iterator[Finding]:
+def _outside(p: Statement, value: Tensor, shown: Tensor, known: _Rows) -> Iterator[Finding]:
     if unchecked(p.fn):
         return
     outside = _impossible(p, value)
@@ -227,7 +277,7 @@ def _outside(p: Statement, value: Tensor, shown: Tensor, model: Survey) -> Itera
     bad = wide.expand(value.shape) & shown
     if not bool(bad.any()):
         return
-    rows = _data_rows(p, bad, model)
+    rows = known.of(p, bad)
     yield Finding(
         "error",
         "data-support",
@@ -302,25 +352,6 @@ def _visible(statement: Statement) -> Tensor:
         elif mask is False:
             visible = torch.zeros_like(visible)
     return visible
-
-
-def _data_rows(p: Statement, bad: Tensor, model: Survey) -> list[int]:
-    """Row numbers in the data plate, or along the first dim."""
-    if bad.dim() == 0:
-        return []
-    plates = p.plates
-    batch = bad.dim() - len(p.fn.event_shape)
-    dims = [dim for dim in plates if -dim <= batch]
-    if not dims:
-        return _rows(bad)
-    # the outermost plate holds the data
-    outer = next(f for f in p.frames if f.dim in dims)
-    axis = batch + (outer.dim or 0)
-    found = bad.movedim(axis, 0).reshape(bad.shape[axis], -1).any(1).nonzero().flatten()
-    use = model.plates.get(outer.name)
-    if use is not None and use.indices is not None and len(use.indices) == bad.shape[axis]:
-        found = use.indices.to(found.device)[found]
-    return sorted(found.tolist())
 
 
 def _rows(bad: Tensor) -> list[int]:

@@ -15,6 +15,8 @@ from amortized.checks.gradients import leaves_under
 from amortized.checks.isolation import seed_torch
 from amortized.checks.places import names_words
 from amortized.checks.report import Finding
+from amortized.checks.traces import is_ours
+from amortized.errors import AmortizedError
 from amortized.estimate import Estimate
 from amortized.estimators.base import TorchNoise, base_of
 from amortized.programs.handlers import Context, ModelHandler
@@ -45,12 +47,19 @@ def detached_findings(
     replays = _Replays(model, args, kwargs, estimate, seed)
     try:
         paths = _paths(replays, latents)
-    except Exception:  # a program that refuses leaves as values: nothing is known
+    except Exception as error:  # a program that refuses leaves as values: nothing is known
+        _raise_ours(error)
         return
     with torch.no_grad():
         for name, terms in sorted(_deaf(replays, paths, latents).items()):
             smooth = _smooth(replays, latents[name], terms)
             yield _finding(replays.run.guide[name], terms, smooth, paths.hears(name))
+
+
+def _raise_ours(error: Exception) -> None:
+    """A mistake of this package's own is no answer of a program."""
+    if isinstance(error, AmortizedError | TypeError) and is_ours(error):
+        raise error
 
 
 def _learns(latent: LatentSite, estimate: Estimate) -> bool:
@@ -97,7 +106,8 @@ class _Replays:
         """The terms that have another value then; none if the model cannot run."""
         try:
             now = self.terms(values)
-        except Exception:  # other values may be impossible
+        except Exception as error:  # other values may be impossible
+            _raise_ours(error)
             return set()
         return {name for name, value in now.items() if _differs(value, self.first.get(name))}
 
@@ -182,7 +192,8 @@ def _smooth(replays: _Replays, latent: LatentSite, terms: Iterable[str]) -> bool
     step = _STEP * (_other(replays, latent) - value)
     try:
         ahead, back = (replays.terms({latent.name: value + s}) for s in (step, -step))
-    except Exception:  # a small step changes what the program does
+    except Exception as error:  # a small step changes what the program does
+        _raise_ours(error)
         return False
     return any(_in_proportion(*(t[name] for t in (back, replays.first, ahead))) for name in terms)
 

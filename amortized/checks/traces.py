@@ -53,6 +53,12 @@ def _own(file: str) -> bool:
     return not file.startswith(_PYTHON) or "site-packages" in file
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error itself, on purpose or by a mistake of its own."""
+    innermost = [frame.f_code.co_filename for frame, _ in _frames(error)][-1:]
+    return any(file.startswith(_PACKAGES[-1]) for file in innermost)
+
+
 def module_of(error: BaseException) -> nn.Module | None:
     """The innermost module whose call raised."""
     found = None

@@ -30,8 +30,8 @@ def loss_findings(estimate: Estimate) -> Iterator[Finding]:
         "the loss" if first is None else f"site {first!r} of the {bad[0].side}",
         f"the loss is {value}: {parts}",
         "a finite loss at the first step",
-        "use softplus instead of exp for scales and logits instead of probs; look for values that "
-        "the distribution gives density 0, and check the data",
+        "use softplus instead of exp for scales and logits instead of probs; look for a rate or "
+        "probability of exactly 0, as relu gives, and other values of density 0; check the data",
     )
 
 

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -333,7 +334,7 @@ def rebuilt(law: Distribution, batch: tuple[int, ...] = ()) -> tuple[Any, list[T
     names = set(inner.arg_constraints)
     names -= {"probs"} if "logits" in names else set()
     names -= {"covariance_matrix", "precision_matrix"} if "scale_tril" in names else set()
-    batch = torch.broadcast_shapes(batch, inner.batch_shape)
+    batch = torch.Size(broadcast_shape(batch, inner.batch_shape))
     arguments, leaves = {}, []
     try:
         for name in sorted(names):

@@ -154,7 +154,7 @@ def default_for(site: Site) -> Choice:
     if site.family == "Delta":
         return Choice(Pathwise(), "default: deterministic")
     if site.law.has_rsample:
-        return Choice(Pathwise(), f"default: {site.family} is reparameterizable")
+        return Choice(Pathwise(), "default: rsample")
     if site.num_particles > 1:
         return Choice(ScoreFunction(LeaveOneOut()), "default: not reparameterizable, particles")
     return Choice(ScoreFunction(MovingAverage()), "default: not reparameterizable")

@@ -12,17 +12,24 @@ from amortized.errors import NonFiniteError
 from amortized.estimate import Estimate
 
 _SHOWN = 3
+# a norm that is not finite cannot be scaled to anything
+_CLIPPING = "gradient_clip_val helps only where finite gradients had grown step by step before"
 
 
 def named_gradients(leaves: Sequence[Tensor], names: Mapping[int, str]) -> str:
     """A clause naming the parameters whose gradient is not finite, and what to do."""
     bad = [names[id(leaf)] for leaf in leaves if leaf.grad is not None and _bad(leaf.grad)]
+    if not bad:
+        return (
+            "the gradient of every parameter is finite, and together they overflow although the "
+            "loss is finite; bring the data or a scale near 1, or lower the learning rate; "
+            f"{_CLIPPING}, and fit(detect_anomaly=True) looks for a site"
+        )
     more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     where = ", ".join(bad[:_SHOWN]) + more
     return (
-        f"that of {where or 'no single parameter (their sum overflows)'} is not finite although "
-        "the loss is; look for sqrt, log or a division at zero, pass gradient_clip_val, or let "
-        "fit(detect_anomaly=True) find the site"
+        f"that of {where} is not finite although the loss is; look for sqrt, log or a division at "
+        f"zero, or let fit(detect_anomaly=True) find the site; {_CLIPPING}"
     )
 
 
@@ -58,7 +65,7 @@ def watched_backward(loss: Tensor, estimate: Estimate, leaves: Sequence[Tensor])
     torch_says = f" (torch: {operation})" if operation else ""
     raise NonFiniteError(
         f"the gradient is not finite, first at {where}{torch_says}, although the loss is; look for "
-        "sqrt, log or a division at zero there, or pass gradient_clip_val",
+        f"sqrt, log or a division at zero there; {_CLIPPING}",
         estimate.site_table(),
     )
 

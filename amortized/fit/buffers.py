@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import final
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 Copy = tuple[nn.Module, str, Tensor, int, Tensor | None]
 """Module, name, the buffer, its version, and its value if the buffer is known to move."""
+
+_BY_ID: Final = ("_moving", "_always")
 
 
 @final
@@ -31,6 +34,20 @@ class MovingBuffers:
         }
         self._looked = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Modules have other identities in a copy: places go by number."""
+        return {**vars(self), **{name: self._numbers(getattr(self, name)) for name in _BY_ID}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores from a copy."""
+        vars(self).update(state)
+        for name in _BY_ID:
+            places = [self._places[number] for number in state[name]]
+            setattr(self, name, {(id(module), buffer) for module, buffer in places})
+
+    def _numbers(self, keys: set[tuple[int, str]]) -> list[int]:
+        return [i for i, (m, name) in enumerate(self._places) if (id(m), name) in keys]
+
     def copies(self) -> list[Copy]:
         """What they hold now; a value only of those that move, as others may be large."""
         found: list[Copy] = []
@@ -41,6 +58,16 @@ class MovingBuffers:
                 value = buffer.clone() if moves else None
                 found.append((module, name, buffer, buffer._version, value))
         return found
+
+    @contextmanager
+    def kept_on(self, error: type[Exception]) -> Iterator[list[Copy]]:
+        """Around a run: those that move are put back where it ends with such an error."""
+        before = self.copies()
+        try:
+            yield before
+        except error:
+            put_back(before)
+            raise
 
     def values(self) -> list[Tensor]:
         """Clones of all of them."""

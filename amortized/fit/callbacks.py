@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, final
 
 from amortized.errors import UsageError
+from amortized.fit.arguments import known_names, refuse_no_count, refuse_no_number
 from amortized.fit.history import History
 from amortized.fit.parameters import Parameters
 
@@ -102,6 +103,7 @@ class EarlyStopping(Callback):
     EarlyStopping(monitor='val_loss', patience=3)
     """
 
+    @known_names
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -111,8 +113,8 @@ class EarlyStopping(Callback):
         *,
         restore_best: bool = True,
     ) -> None:
-        if patience is not None and patience < 1:
-            raise UsageError(f"EarlyStopping(patience={patience}): expected at least 1, or None")
+        refuse_no_count("patience", patience, or_none=True, of="EarlyStopping")
+        refuse_no_number("min_delta", min_delta, of="EarlyStopping")
         if mode not in ("min", "max"):
             raise UsageError(f"EarlyStopping(mode={mode!r}): expected 'min' or 'max'")
         self.monitor, self.patience, self.min_delta = monitor, patience, min_delta

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import pyro
 from torch.utils.data import DataLoader
 
-from amortized.checks.data import as_batch
-from amortized.checks.inventory import device_of
 from amortized.errors import (
     AmortizedError,
     CheckWarning,
-    DataError,
     NonFiniteError,
     ProgramError,
     UsageError,
@@ -32,14 +28,12 @@ from amortized.fit.files import build, program_file
 from amortized.fit.folder import METRICS, RunFolder, write_json
 from amortized.fit.history import History
 from amortized.fit.model_checkpoint import ModelCheckpoint
-from amortized.fit.parameters import evaluation_mode
-from amortized.fit.preflight import kinds_of
 from amortized.fit.program import Program
+from amortized.fit.program_data import refuse_culprit, refuse_image_shape, refuse_test, try_test
 from amortized.fit.rng import seeded
 from amortized.fit.svi import SVI
 from amortized.loss import VariationalLoss
 from amortized.objectives.elbo import ELBO
-from amortized.programs.batches import as_arguments
 
 
 @dataclass(frozen=True)
@@ -137,8 +131,11 @@ def _line_of(error: Exception, path: Path) -> tuple[str, int | None]:
 class _Opening(Callback):
     """When everything was found right: the table of sites, and nothing left of an earlier run."""
 
-    def __init__(self, svi: SVI, batch: Any, test: Any, overwritten: RunFolder | None) -> None:
-        self.svi, self.batch, self.test, self.overwritten = svi, batch, test, overwritten
+    def __init__(
+        self, svi: SVI, batch: Any, program: Program, overwritten: RunFolder | None, *, check: bool
+    ) -> None:
+        self.svi, self.batch, self.program, self.overwritten = svi, batch, program, overwritten
+        self.check = check
 
     def on_fit_start(self, state: FitState) -> None:
         try:
@@ -146,29 +143,12 @@ class _Opening(Callback):
         except Exception:  # a program that was not checked: the first step says where it fails
             print("the table of sites is left out: the programs fail on the first batch")
         else:
-            _try_test(self.svi, self.batch, self.test)
+            try_test(self.svi, self.batch, self.program.test)
+            refuse_image_shape(self.svi, self.batch, self.program.image_shape)
+            if self.check:
+                refuse_test(self.svi, self.program.test)
         if self.overwritten is not None:
             self.overwritten.forget()
-
-
-def _try_test(svi: SVI, batch: Any, test: Any) -> None:
-    """Test data of another shape, on which the programs fail, before training and not after it."""
-    ours, theirs = kinds_of(batch), kinds_of(test)
-    if test is None or ours == theirs:
-        return
-    with svi.scope():
-        device = device_of(svi.model, svi.guide)
-    args, kwargs = as_arguments(as_batch(test, device))
-    try:
-        with seeded(0), evaluation_mode(svi.guide, svi.model), pyro.validation_enabled(False):
-            for program in (svi.guide, svi.model):
-                program(*args, **kwargs)
-    except Exception as error:
-        raise DataError(
-            f"test: found {theirs} where train has {ours}, and the programs fail on it: "
-            f"{type(error).__name__}: {error}; expected data on which they run; pass test data of "
-            "the same shape and type"
-        ) from error
 
 
 def run(request: Request) -> str | None:
@@ -218,9 +198,10 @@ def _run(request: Request, program: Program, folder: RunFolder | None) -> str | 
     source = request.source
     svi = SVI(program.model, program.guide, source.loss, lr=request.lr)
     batch_size = _batch_size(program, source.batch_size)
-    test = None if program.test is None else first_batch(program.test)
+    first = first_batch(program.train, batch_size)
     overwritten = folder if request.overwrite else None
-    opening = _Opening(svi, first_batch(program.train, batch_size), test, overwritten)
+    checked = bool(request.training.get("check", True))
+    opening = _Opening(svi, first, program, overwritten, check=checked)
     history = svi.fit(
         program.train,
         program.val,
@@ -243,6 +224,7 @@ def _run(request: Request, program: Program, folder: RunFolder | None) -> str | 
         print(f"metrics, figures and checkpoints are in {folder.path}")
     elbo = metrics.get("test_elbo", 0.0)
     if not math.isfinite(elbo):
+        refuse_culprit(svi, program.test)
         raise NonFiniteError(
             f"test: the ELBO is {elbo}; expected a finite number; look for missing values in the "
             "test data, and for observations that the likelihood excludes"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from amortized.errors import DataError, UsageError
+from amortized.errors import DataError
+from amortized.fit.arguments import refuse_no_count
 from amortized.fit.sources import Picked, Rows, as_rows, map_rows, non_finite
 from amortized.programs.batches import leaves_of
 
@@ -50,6 +51,15 @@ class Batches(ABC):
     def rows(self, numbers: list[int]) -> Any:
         """A batch of certain data points; only where `non_finite_rows` found some."""
         raise NotImplementedError
+
+    def numbers(self, batch: int, generator: torch.Generator | None = None) -> list[int] | None:
+        """Which data points a batch of a pass holds; None where nobody knows.
+
+        Args:
+            batch: its place in the pass, from 1.
+            generator: in the state from which the pass was shuffled; None: it was in order.
+        """
+        return None
 
     @abstractmethod
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
@@ -104,8 +114,14 @@ class TensorBatches(Batches):
         """Gathered."""
         return self._select(torch.tensor(numbers))
 
+    def numbers(self, batch: int, generator: torch.Generator | None = None) -> list[int]:
+        """From the same permutation."""
+        size = cast(int, self.size)
+        order = torch.arange(size) if generator is None else _permutation(size, generator)
+        return order[(batch - 1) * self.batch_size : batch * self.batch_size].tolist()
+
     def _span(self, start: int, stop: int) -> Any:
-        return map_rows(lambda rows: rows.span(start, stop), self.tree)
+        return map_rows(lambda rows: rows.batch(start, stop), self.tree)
 
     def _select(self, numbers: Tensor) -> Any:
         return map_rows(lambda rows: rows.select(numbers), self.tree)
@@ -206,8 +222,7 @@ def as_batches(data: Any, batch_size: int = 128) -> Batches:
     >>> [tuple(batch["y"].shape) for batch in batches.epoch()], batches.size
     ([(3, 2), (2, 2)], 5)
     """
-    if batch_size < 1:
-        raise UsageError(f"batch_size={batch_size}: expected at least 1")
+    refuse_no_count("batch_size", batch_size)
     if isinstance(data, Batches):
         return data
     if isinstance(data, DataLoader):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor
 
 from amortized.errors import ProgramError, UsageError
-from amortized.estimate import Estimate, LogWeights
+from amortized.estimate import LogWeights
 from amortized.fit.data import Batches, batch_length
 from amortized.fit.memory import Footprint, Parts, free_bytes, is_out_of_memory, recover, split
 from amortized.fit.rng import side_stream, torch_state
@@ -165,8 +165,11 @@ class Evaluation:
         """The objective's own estimate, repeated until it has used as many particles."""
         per_run = getattr(self.stepper.loss.objective, "num_particles", 1)
         for _ in range(-(-self.num_particles // per_run)):
-            for estimate, rows in estimates(self.stepper, self._parts, batch, self.data):
-                self._averager.add(Terms.of(estimate), rows)
+            for terms, rows in in_parts(self._parts, batch, self._terms):
+                self._averager.add(terms, rows)
+
+    def _terms(self, batch: Any) -> Terms:
+        return Terms.of(self.stepper.evaluated(batch, self.data))
 
 
 def rows_at_once(num_particles: int, max_rows: int) -> int:
@@ -184,20 +187,20 @@ def rows_at_once(num_particles: int, max_rows: int) -> int:
     return min(max_rows, max(_ROWS, max_rows // num_particles))
 
 
-def estimates(
-    stepper: Stepper, parts: Parts, batch: Any, data: DataPlate
-) -> Iterator[tuple[Estimate, int]]:
-    """`Stepper.evaluated` of a batch, or of the parts of it that fit into memory, and their rows.
+def in_parts(
+    parts: Parts, batch: Any, evaluated: Callable[[Any], Terms]
+) -> Iterator[tuple[Terms, int]]:
+    """The terms of a batch, or of the parts of it that fit into memory, and their rows.
 
     Raises:
         UsageError: memory is short, and numbers that are totals cannot be put together from parts.
     """
     rows = batch_length(batch)
-    for estimate, count in parts.of(batch, lambda part: stepper.evaluated(part, data)):
-        if count < rows and estimate.data_size is None:
+    for terms, count in parts.of(batch, evaluated):
+        if count < rows and not terms.per_datum:
             raise UsageError(
                 f"a batch of {rows} rows does not fit into memory, and without a data plate it "
                 "cannot be evaluated in parts; pass a smaller batch_size, or put the observations "
                 "into pyro.plate('data', len(x))"
             )
-        yield estimate, count
+        yield terms, count

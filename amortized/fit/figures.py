@@ -47,7 +47,7 @@ def write_figures(svi: SVI, program: Program, history: History, folder: Path) ->
     if pictures is not None and samples is not None:
         plots.reconstructions(*pictures)
         save("reconstructions.png")
-        plots.image_grid(samples, columns=_IMAGES)
+        plots.image_grid(samples, columns=_IMAGES, limits=plots.image_limits(pictures[0]))
         save("samples.png")
     if points is not None:
         labels = None if program.labels is None else program.labels[: len(points)]

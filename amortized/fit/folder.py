@@ -73,7 +73,9 @@ class RunFolder(Callback):
                 "--overwrite to start again, or name another folder"
             )
         if resume and not there:
-            raise UsageError(f"--resume: {self.path} holds no checkpoint to go on with")
+            raise UsageError(
+                f"--resume: {self.path} holds no checkpoint to go on with; start without --resume"
+            )
         if resume:
             self._refuse_other_config(free)
 

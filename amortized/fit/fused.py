@@ -1,12 +1,14 @@
 """Adam by torch's fused kernel, without what torch's optimizer does around each call.
 
 The same kernel on the same state, so the same numbers; on small networks the bookkeeping around it
-costs three times the update.
+costs three times the update, and the first call of torch's own ``step`` imports its compiler, which
+takes seconds.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, final
 
 import torch
@@ -15,6 +17,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 # what the kernel is told of a group
 _OPTIONS: Final = (
+    "betas",
     "lr",
     "eps",
     "weight_decay",
@@ -22,7 +25,8 @@ _OPTIONS: Final = (
     "maximize",
     "decoupled_weight_decay",
 )
-_STATE: Final = ("exp_avg", "exp_avg_sq", "step", "max_exp_avg_sq")
+_STATE: Final = ("exp_avg", "exp_avg_sq", "step")
+_LARGEST: Final = "max_exp_avg_sq"
 
 
 @final
@@ -31,26 +35,29 @@ class FusedAdam:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self._lists: dict[int, _Lists] = {}
+        self._known: _Known | None = None
 
     def step(self) -> bool:
-        """Moves the parameters; False, and nothing is done, where torch's own ``step`` is needed.
+        """Moves the parameters; False, and none has moved, where torch's own ``step`` is needed.
 
-        That is: at the first step, for another optimizer, with hooks, or with rates in tensors.
+        That is: for another optimizer, with hooks, or with rates in tensors.
         """
         if not self._serves():
             return False
-        found: list[tuple[_Lists, dict[str, Any]]] = []
-        for index, (group, parameters) in enumerate(_merged(self.optimizer.param_groups)):
-            lists = self._lists_of(index, parameters)
-            if lists is None:
+        known, groups = self._known, self.optimizer.param_groups
+        gradients = None if known is None else known.gradients(groups, self.optimizer.state)
+        if known is None or gradients is None:
+            if not self._begin():
                 return False
-            found.append((lists, group))
+            known = self._known = _Known(groups, self.optimizer.state)
+            gradients = known.gradients(groups, self.optimizer.state)
+        calls = known.calls(groups)
+        if calls is None or gradients is None:
+            return False
         decoupled = isinstance(self.optimizer, torch.optim.AdamW)
-        for lists, group in found:
-            if lists.parameters:
-                decay = group.get("decoupled_weight_decay", decoupled)
-                lists.update(group, decoupled=decay)
+        with torch.no_grad():
+            for call in calls:
+                call.update(groups[call.group], gradients, decoupled=decoupled)
         return True
 
     def _serves(self) -> bool:
@@ -66,76 +73,135 @@ class FusedAdam:
             if not getattr(replaced, "_wrapped_by_lr_sched", False):
                 return False
             optimizer._opt_called = True  # what a scheduler's wrapper notes
-        return all(
-            group["fused"] and type(group["lr"]) is float and not group["differentiable"]
-            for group in optimizer.param_groups
-        )
+        for group in optimizer.param_groups:
+            if not group["fused"] or type(group["lr"]) is not float or group["differentiable"]:
+                return False
+        return True
 
-    def _lists_of(self, index: int, parameters: list[Tensor]) -> _Lists | None:
-        moved = [p for p in parameters if p.grad is not None]
-        known = self._lists.get(index)
-        if known is None or not known.serves(moved, self.optimizer.state):
-            known = _Lists.of(moved, self.optimizer.state)
-            if known is not None:
-                self._lists[index] = known
-        return known
+    def _begin(self) -> bool:
+        """Makes the state of parameters that move for the first time, by torch's own function."""
+        optimizer: Any = self.optimizer
+        fresh = [(group, self._fresh(group["params"])) for group in optimizer.param_groups]
+        if not any(leaves for _, leaves in fresh):
+            return True
+        make = getattr(type(optimizer), "_init_group", None)
+        if make is None or make is not getattr(torch.optim.Adam, "_init_group", None):
+            return False  # AdamW once had one of its own
+        for group, leaves in fresh:
+            make(optimizer, {**group, "params": leaves}, [], [], [], [], [], [])
+        return True
 
-
-def _merged(groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Tensor]]]:
-    """Groups with their parameters; those with the same options are one."""
-    found: dict[tuple[Any, ...], tuple[dict[str, Any], list[Tensor]]] = {}
-    for group in groups:
-        options = (*group["betas"], *[group.get(name) for name in _OPTIONS])
-        if options in found:
-            found[options][1].extend(group["params"])
-        else:
-            found[options] = (group, list(group["params"]))
-    return list(found.values())
+    def _fresh(self, parameters: Iterable[Tensor]) -> list[Tensor]:
+        state = self.optimizer.state
+        return [p for p in parameters if p.grad is not None and not state.get(p)]
 
 
-class _Lists:
-    """The parameters of a group that have gradients, and their state, as the kernel wants them."""
+@final
+class _Known:
+    """What seldom changes: parameters, which of them have gradients, and their state."""
 
-    def __init__(self, parameters: list[Tensor], states: list[dict[str, Tensor]]) -> None:
-        self.parameters = parameters
-        self._parts = [[state.get(name) for state in states] for name in _STATE]
-        self.firsts, self.seconds, self.steps, largest = self._parts
-        self.largest = [tensor for tensor in largest if tensor is not None]
+    def __init__(self, groups: Sequence[dict[str, Any]], state: dict[Any, Any]) -> None:
+        self._lengths = [len(group["params"]) for group in groups]
+        self._parameters = [p for group in groups for p in group["params"]]
+        self._without = [p.grad is None for p in self._parameters]
+        self._owners, self._parts = list(state), _parts(state)
+        self._states: list[dict[str, Tensor]] = [dict(state.get(p, {})) for p in self._parameters]
+        self._options: list[list[Any]] | None = None
+        self._calls: list[_Call] | None = None
 
-    @classmethod
-    def of(cls, parameters: list[Tensor], state: Any) -> _Lists | None:
-        """None where torch has yet to make a state, or would call the kernel more than once."""
-        states = [state.get(parameter) for parameter in parameters]
-        if not all(states) or len({(p.device, p.dtype) for p in parameters}) > 1:
+    def gradients(
+        self, groups: Sequence[dict[str, Any]], state: dict[Any, Any]
+    ) -> list[Tensor | None] | None:
+        """The gradients of all parameters; None where something else is not as it was."""
+        if [len(group["params"]) for group in groups] != self._lengths:
             return None
-        return cls(parameters, states)
+        parameters = self._parameters
+        if not all(map(operator.is_, [p for g in groups for p in g["params"]], parameters)):
+            return None
+        if not _are_same(list(state), self._owners) or not _are_same(_parts(state), self._parts):
+            return None
+        gradients = [parameter.grad for parameter in parameters]
+        return gradients if [g is None for g in gradients] == self._without else None
 
-    def serves(self, parameters: list[Tensor], state: Any) -> bool:
-        """Whether the same parameters have gradients, and the state is still the same."""
-        if len(parameters) != len(self.parameters):
-            return False
-        if any(a is not b for a, b in zip(parameters, self.parameters, strict=True)):
-            return False
-        states = [state.get(parameter, {}) for parameter in parameters]
-        return all(
-            all(map(operator.is_, [held.get(name) for held in states], part))
-            for name, part in zip(_STATE, self._parts, strict=True)
+    def calls(self, groups: Sequence[dict[str, Any]]) -> list[_Call] | None:
+        """What to call; None where torch would call the kernel more than once for a group.
+
+        Groups with the same options are one.
+        """
+        options = [[group.get(name) for name in _OPTIONS] for group in groups]
+        if options != self._options:
+            self._options, self._calls = options, self._merged(options)
+        return self._calls
+
+    def _merged(self, options: list[list[Any]]) -> list[_Call] | None:
+        places: dict[tuple[Any, ...], tuple[int, list[int]]] = {}
+        end = 0
+        for index, length in enumerate(self._lengths):
+            betas, *others = options[index]
+            start, end = end, end + length
+            moved = [place for place in range(start, end) if not self._without[place]]
+            if moved:
+                places.setdefault((*betas, *others), (index, []))[1].extend(moved)
+        calls = []
+        for group, found in places.values():
+            parameters = [self._parameters[place] for place in found]
+            states = [self._states[place] for place in found]
+            amsgrad = options[group][_OPTIONS.index("amsgrad")]
+            names = (*_STATE, _LARGEST) if amsgrad else _STATE
+            if any(state.get(name) is None for state in states for name in names):
+                return None
+            if len({(p.device, p.dtype) for p in parameters}) > 1:
+                return None
+            calls.append(_Call(group, found, parameters, states))
+        return calls
+
+
+def _parts(state: dict[Any, Any]) -> list[Any]:
+    return [part for held in state.values() for part in held.values()]
+
+
+def _are_same(values: list[Any], others: list[Any]) -> bool:
+    return len(values) == len(others) and all(map(operator.is_, values, others))
+
+
+@final
+class _Call:
+    """One call of the kernel: a group, its parameters that move, and their state."""
+
+    def __init__(
+        self,
+        group: int,
+        places: list[int],
+        parameters: list[Tensor],
+        states: list[dict[str, Tensor]],
+    ) -> None:
+        self.group, self._places, self._parameters = group, places, parameters
+        self._firsts, self._seconds, self._steps = (
+            [state[name] for state in states] for name in _STATE
         )
+        self._largest = [state[_LARGEST] for state in states if _LARGEST in state]
+        on_cpu = all(step.is_cpu for step in self._steps)
+        self._one = torch.ones_like(self._steps[0]) if on_cpu else None
 
-    @torch.no_grad()
-    def update(self, group: dict[str, Any], *, decoupled: bool) -> None:
+    def update(
+        self, group: dict[str, Any], gradients: list[Tensor | None], *, decoupled: bool
+    ) -> None:
         """What torch's own ``step`` calls in the end."""
         beta1, beta2 = group["betas"]
         kernels: Any = torch  # which does not export them
+        decoupled = group.get("decoupled_weight_decay", decoupled)
         kernel = kernels._fused_adamw_ if decoupled else kernels._fused_adam_
-        kernels._foreach_add_(self.steps, 1)
+        if self._one is None:
+            kernels._foreach_add_(self._steps, 1)
+        else:  # a number would be made a tensor for each counter anew
+            kernels._foreach_add_(self._steps, self._one, alpha=1.0)
         kernel(
-            self.parameters,
-            [p.grad for p in self.parameters],
-            self.firsts,
-            self.seconds,
-            self.largest if group["amsgrad"] else [],
-            self.steps,
+            self._parameters,
+            [gradients[place] for place in self._places],
+            self._firsts,
+            self._seconds,
+            self._largest if group["amsgrad"] else [],
+            self._steps,
             amsgrad=group["amsgrad"],
             lr=group["lr"],
             beta1=beta1,

@@ -13,8 +13,10 @@ import torch
 
 from amortized.errors import CheckpointError, UsageError
 from amortized.fit import checkpoint
-from amortized.fit.checkpoint import Checkpoint
+from amortized.fit.arguments import known_names
+from amortized.fit.checkpoint import Checkpoint, listed
 from amortized.fit.data import first_batch
+from amortized.fit.folder import CHECKPOINTS
 from amortized.fit.program import Program
 from amortized.fit.svi import SVI
 from amortized.loss import VariationalLoss
@@ -22,6 +24,7 @@ from amortized.loss import VariationalLoss
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
 
+@known_names
 def load(
     path: str | os.PathLike[str],
     program: Program | Pair,
@@ -40,7 +43,7 @@ def load(
     ``fit(resume_from=path)``.
 
     Args:
-        path: a checkpoint, or a folder of them.
+        path: a checkpoint, a folder of them, or the folder that ``amortized fit --out`` wrote.
         program: what a program file returns, or ``(model, guide)``.
         loss: the loss it was trained with; then the estimators' state is read too.
         batch: one batch, so that programs can declare what they make on their first run; by
@@ -67,7 +70,7 @@ def load(
     {'loc': tensor(0.1000)}
     """
     model, guide = _pair(program)
-    found = _chosen(path, which, monitor, mode)
+    found = _chosen(_checkpoints(Path(path)), which, monitor, mode)
     svi = SVI(model, guide, loss, device=device)
     first = batch
     if first is None and isinstance(program, Program):
@@ -86,18 +89,24 @@ def _pair(program: Program | Pair) -> Pair:
     )
 
 
-def _chosen(path: str | os.PathLike[str], which: str, monitor: str, mode: str) -> Checkpoint:
+def _checkpoints(path: Path) -> Path:
+    """Of a run's folder, the one inside that holds its checkpoints."""
+    inside = path / CHECKPOINTS
+    return inside if not listed(path) and listed(inside) else path
+
+
+def _chosen(path: Path, which: str, monitor: str, mode: str) -> Checkpoint:
     if which not in ("last", "best"):
         raise UsageError(f"which={which!r}: expected 'last' or 'best'")
     if mode not in ("min", "max"):
         raise UsageError(f"mode={mode!r}: expected 'min' or 'max'")
     if which == "last":
         return checkpoint.read(path)
-    for folder in _ranked(Path(path), monitor, 1.0 if mode == "min" else -1.0):
+    for folder in _ranked(path, monitor, 1.0 if mode == "min" else -1.0):
         with suppress(CheckpointError):  # a damaged one is not the best
             return checkpoint.read(folder)
     raise CheckpointError(
-        f"{os.fspath(path)}: no checkpoint records {monitor!r}, so none is the best; pass "
+        f"{path}: no checkpoint records {monitor!r}, so none is the best; pass "
         "which='last', or monitor= another key of the history"
     )
 
@@ -105,7 +114,7 @@ def _chosen(path: str | os.PathLike[str], which: str, monitor: str, mode: str) -
 def _ranked(root: Path, monitor: str, sign: float) -> list[Path]:
     """The best first, of equals the earliest."""
     scores: dict[Path, float] = {}
-    for folder in checkpoint.listed(root):
+    for folder in listed(root):
         with suppress(CheckpointError):
             value = sign * checkpoint.about(folder)["metrics"].get(monitor, math.nan)
             scores |= {} if math.isnan(value) else {folder: value}

@@ -6,8 +6,9 @@ import itertools
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -16,8 +17,8 @@ from amortized.estimate import Estimate
 from amortized.fit import checkpoint
 from amortized.fit.callbacks import FitState
 from amortized.fit.collapse import collapse_notices
+from amortized.fit.culprits import data_culprit, located
 from amortized.fit.data import batch_length
-from amortized.fit.evaluate import estimates
 from amortized.fit.history import History
 from amortized.fit.interrupts import Interrupted, Interrupts
 from amortized.fit.memory import Parts
@@ -29,7 +30,8 @@ from amortized.fit.recovery import recovery_of
 from amortized.fit.resume import Moment, only_looking, resumed
 from amortized.fit.rng import fresh_seed, restore_rng, seeded
 from amortized.fit.step import Stepper
-from amortized.fit.terms import Averager, Terms
+from amortized.fit.terms import Averager
+from amortized.fit.validation import Validation
 
 
 @final
@@ -113,7 +115,7 @@ class Loop:
         if not moment.mid_epoch:
             state.epoch, state.batch, moment.announced = state.epoch + 1, 0, True
             self._call("on_train_epoch_start")
-            moment.start_epoch(self.plan.train)
+            moment.start_epoch(self.plan.train, self.plan.val)
             self._recovery.epoch_start()
         moment.start_clock()
         self._train(report)
@@ -148,7 +150,7 @@ class Loop:
         moment, state, plan = self._moment, self.state, self.plan
         done, again = state.batch, moment.resumed
         if again:
-            moment.rewind(plan.train)
+            moment.rewind(plan.train, plan.val)
         batches = _guarded(plan.train.epoch(moment.shuffle), f"epoch {state.epoch}, batch")
         for _ in itertools.islice(batches, done):
             pass
@@ -169,7 +171,7 @@ class Loop:
         try:
             # in a group every data point counts the same
             share = 1.0 if plan.accumulate_grad_batches == 1 else float(batch_length(batch))
-            with _located(self._place):
+            with located(self._place, partial(self._culprit, batch)):
                 terms = self.stepper.accumulate(batch, plan.data, weight, share)
             self._moment.averager.add(terms, batch_length(batch))
         except NonFiniteError as error:
@@ -179,12 +181,23 @@ class Loop:
             self._apply()
         state.whole = not self.stepper.pending
 
+    def _culprit(self, batch: Any, error: AmortizedError) -> DataError | None:
+        """The rows at fault; a policy may go on where a loss is not finite."""
+        if isinstance(error, NonFiniteError) and self.plan.non_finite != "raise":
+            return None
+
+        def numbers() -> list[int] | None:
+            batch = self.state.batch  # 0 before the first one
+            return self.plan.train.numbers(batch, self._moment.order()) if batch else None
+
+        return data_culprit(self.stepper, batch, error, numbers)
+
     def _get_ready(self, batch: Any) -> None:
         """What must wait for a batch: checks, parameters that programs declare, the scheduler."""
         plan = self.plan
         if plan.check and not self._checked:
             self.stepper.check(batch, plan.data)
-        with _located(self._place):
+        with located(self._place, partial(self._culprit, batch)):
             self.stepper.warm_up(batch)
         if plan.schedule is not None:
             plan.schedule.attach(self.stepper.built_optimizer)
@@ -228,30 +241,36 @@ class Loop:
     def _validate(self) -> dict[str, float]:
         plan, state = self.plan, self.state
         keys = ("loss", "elbo", "reconstruction", "kl")
-        if plan.val is None:
+        val = plan.val
+        if val is None:
             return {}
         if state.epoch % plan.check_val_every_n_epoch:
             return dict.fromkeys((f"val_{key}" for key in keys), math.nan)
         averager, done = Averager(), 0
+        place = f"epoch {state.epoch}, validation batch"
+
+        def bad(estimate: Estimate) -> None:
+            self._bad_validation(f"{place} {done}", estimate)
+
+        validation = Validation(self.stepper, plan, state, self._parts, bad)
         # The same noise at every epoch: differences between epochs are then the parameters' alone,
         # and the training stream does not move.
         with seeded(self._moment.val_seed):
-            place = f"epoch {state.epoch}, validation batch"
-            for batch in itertools.islice(_guarded(plan.val.epoch(), place), plan.val_batches):
+            for batch in itertools.islice(_guarded(val.epoch(), place), plan.val_batches):
                 done += 1
                 self._interrupts.check()
-                with _located(lambda: f"{place} {done}"):  # noqa: B023
-                    for estimate, rows in estimates(self.stepper, self._parts, batch, plan.data):
-                        if not math.isfinite(estimate.loss.item()):
-                            self._bad_validation(f"{place} {done}", estimate)
-                        averager.add(Terms.of(estimate), rows)
+                numbers = partial(val.numbers, done)
+                blame = partial(data_culprit, self.stepper, batch, numbers=numbers)
+                with located(lambda: f"{place} {done}", blame):  # noqa: B023
+                    for terms, rows in validation.terms(batch):
+                        averager.add(terms, rows)
         self._call("on_validation_epoch_end")
         means = averager.means()
         return {f"val_{key}": means[key] for key in keys}
 
     def _bad_validation(self, place: str, estimate: Estimate) -> None:
         """Ends training, or leaves one notice an epoch."""
-        sentence = f"{place}: {estimate.non_finite_report()}"
+        sentence = f"{place}: check the validation data: {estimate.non_finite_report()}"
         if self.plan.non_finite == "raise":
             raise NonFiniteError(f"{sentence}{self._last_good()}", estimate.site_table())
         begin = f"epoch {self.state.epoch}, validation"
@@ -339,18 +358,6 @@ class Loop:
     def _call(self, hook: str, *args: BaseException) -> None:
         for callback in self.plan.callbacks:
             getattr(callback, hook)(self.state, *args)
-
-
-@contextmanager
-def _located(place: Callable[[], str]) -> Iterator[None]:
-    """Errors of the programs say where training stood; `NonFiniteError` is told by its policy."""
-    try:
-        yield
-    except NonFiniteError:
-        raise
-    except AmortizedError as error:
-        error.args = (f"{place()}: {error.args[0]}", *error.args[1:])
-        raise
 
 
 def _guarded(batches: Iterator[Any], place: str) -> Iterator[Any]:

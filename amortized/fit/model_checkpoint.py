@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, final
 
 from amortized.errors import CheckpointError, NonFiniteError, UsageError
+from amortized.fit.arguments import known_names, path_of, refuse_no_count
 from amortized.fit.callbacks import (
     VALIDATION,
     Callback,
@@ -49,6 +50,7 @@ class ModelCheckpoint(Callback):
     ModelCheckpoint('runs/vae', monitor='val_loss')
     """
 
+    @known_names
     def __init__(
         self,
         dirpath: str | Path,
@@ -61,15 +63,13 @@ class ModelCheckpoint(Callback):
         every_n_steps: int | None = None,
         save_on_exception: bool = True,
     ) -> None:
-        at_least = {"save_top_k": (save_top_k, 0), "keep_last": (keep_last, 1)}
-        at_least |= {"every_n_epochs": (every_n_epochs, 1)}
-        at_least |= {} if every_n_steps is None else {"every_n_steps": (every_n_steps, 1)}
-        for name, (value, low) in at_least.items():
-            if value < low:
-                raise UsageError(f"ModelCheckpoint({name}={value}): expected at least {low}")
+        refuse_no_count("save_top_k", save_top_k, 0, of="ModelCheckpoint")
+        refuse_no_count("keep_last", keep_last, of="ModelCheckpoint")
+        refuse_no_count("every_n_epochs", every_n_epochs, of="ModelCheckpoint")
+        refuse_no_count("every_n_steps", every_n_steps, or_none=True, of="ModelCheckpoint")
         if mode not in ("min", "max"):
             raise UsageError(f"ModelCheckpoint(mode={mode!r}): expected 'min' or 'max'")
-        self.dirpath = Path(dirpath)
+        self.dirpath = path_of("dirpath", dirpath, of="ModelCheckpoint")
         self.monitor, self.mode = monitor, mode
         self.save_top_k, self.keep_last = save_top_k, keep_last
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from numbers import Real
-from typing import Any, final
+from types import CodeType, MethodType
+from typing import Any, Final, final
 
 import torch
 from pyro.optim.optim import PyroOptim
@@ -77,7 +80,7 @@ class GroupedOptimizer:
         """Moves the state to where the parameters are."""
         if self.torch_optimizer is not None:
             # torch knows for each entry whether it belongs beside its parameter
-            self.torch_optimizer.load_state_dict(self.torch_optimizer.state_dict())
+            _light(self.built, "load_state_dict")(_light(self.built, "state_dict")())
 
     def rates(self) -> dict[str, float]:
         """The learning rate of each group, by its name."""
@@ -118,7 +121,7 @@ class GroupedOptimizer:
             )
         ours = [names[id(leaf)] for group in built.param_groups for leaf in group["params"]]
         saved = {name: group for group in state["groups"] for name in group["params"]}
-        packed = built.state_dict()
+        packed = _light(built, "state_dict")()
         for group in packed["param_groups"]:
             known = next((saved[ours[i]] for i in group["params"] if ours[i] in saved), {})
             group.update({key: value for key, value in known.items() if key != "params"})
@@ -128,7 +131,7 @@ class GroupedOptimizer:
             for index, name in enumerate(ours)
             if name in state["state"]
         }
-        built.load_state_dict(packed)
+        _light(built, "load_state_dict")(packed)
 
     def _group(self, name: str, leaves: list[Tensor]) -> dict[str, Any]:
         rate = {} if self.lr is None else {"lr": self.lr[name]}
@@ -140,7 +143,7 @@ class GroupedOptimizer:
             if group.get("name") == part["name"]:
                 group["params"].extend(part["params"])
                 return
-        self.built.add_param_group(part)
+        _light(self.built, "add_param_group")(part)
 
     def _build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if not groups:
@@ -151,7 +154,7 @@ class GroupedOptimizer:
         options: dict[str, Any] = {}
         if self.factory is torch.optim.Adam:
             options["fused"] = _can_fuse(leaf for group in groups for leaf in group["params"])
-        built = self.factory(groups, **options)
+        built = _made(self.factory, groups, options)
         if not isinstance(built, torch.optim.Optimizer):
             raise UsageError(
                 f"optimizer made a {type(built).__name__}: expected a torch.optim.Optimizer"
@@ -189,9 +192,46 @@ def _learning_rates(lr: LearningRate) -> dict[str, float] | None:
             raise UsageError(f"lr: no group {unknown[0]!r}; the groups are {', '.join(GROUPS)}")
         rates = {name: float(lr.get(name, DEFAULT_LR)) for name in GROUPS}
     for name, rate in rates.items():
-        if not rate >= 0:
-            raise UsageError(f"lr={rate} for {name}: expected a number of at least 0")
+        if not 0 <= rate < math.inf:
+            raise UsageError(f"lr={rate} for {name}: expected a finite number of at least 0")
     return rates
+
+
+def _made(factory: OptimizerFactory, groups: list[dict[str, Any]], options: dict[str, Any]) -> Any:
+    """What the factory makes of the groups; an Adam without the import of torch's compiler."""
+    inner, given = factory, options
+    if type(factory) is partial and not factory.args:
+        inner, given = factory.func, {**factory.keywords, **options}
+    if inner not in (torch.optim.Adam, torch.optim.AdamW):
+        return factory(groups, **options)
+    built: Any = object.__new__(inner)
+    add = _light(built, "add_param_group")
+    vars(built)["add_param_group"] = add  # which torch's own __init__ calls
+    built.__init__(groups, **given)
+    del vars(built)["add_param_group"]
+    return built
+
+
+def _light(optimizer: torch.optim.Optimizer, name: str) -> Callable[..., Any]:
+    """A method of torch's without what keeps torch's compiler out of it, and imports it for that.
+
+    The import takes seconds, and nothing is being compiled here. Whatever is not just torch's own
+    method in torch's own decorator is taken as it is.
+    """
+    method = getattr(torch.optim.Optimizer, name)
+    mine = getattr(type(optimizer), name) is method and name not in vars(optimizer)
+    decorated = getattr(method, "__code__", None) is _DECORATOR
+    inner = getattr(method, "__wrapped__", None) if mine and decorated else None
+    return getattr(optimizer, name) if inner is None else MethodType(inner, optimizer)
+
+
+def _decorator() -> CodeType | None:
+    """The code that all methods have which torch's compiler is kept out of."""
+    decorate = getattr(torch, "_disable_dynamo", None)
+    return None if decorate is None else getattr(decorate(lambda: None), "__code__", None)
+
+
+_DECORATOR: Final = _decorator()
 
 
 def _copied(value: Any) -> Any:

@@ -18,8 +18,8 @@ from amortized.checks.inventory import colliding
 from amortized.errors import ProgramError
 from amortized.fit.rng import side_stream
 from amortized.programs.batches import aliases
-from amortized.programs.run import is_guide_messenger
 from amortized.programs.modules import modules_of
+from amortized.programs.run import is_guide_messenger
 from amortized.programs.study import run_alone
 
 GROUPS: tuple[str, ...] = ("model", "guide", "estimators")

@@ -14,9 +14,9 @@ from amortized.fit.data import batch_length
 from amortized.fit.parameters import evaluation_mode
 from amortized.programs.batches import as_arguments
 from amortized.programs.handlers import Context, GuideHandler, ModelHandler
+from amortized.programs.modules import modules_of
 from amortized.programs.records import Layout, SiteRecord
 from amortized.programs.run import execute, run_pair, with_room
-from amortized.programs.modules import modules_of
 
 Program = Callable[..., Any]
 Records = Mapping[str, SiteRecord]

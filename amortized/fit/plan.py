@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amortized.errors import UsageError
+from amortized.fit.arguments import refuse_no_number
 from amortized.fit.callbacks import Callback, EarlyStopping, FitState, as_callbacks
 from amortized.fit.data import Batches
 from amortized.fit.loggers import LogEachEpoch, Logger, as_loggers
@@ -66,6 +67,8 @@ class Plan:
         # a wrong limit is named now, not after the first epoch
         _ = self.train_batches, self.val_batches
         clip = self.gradient_clip_val
+        if clip is not None:
+            refuse_no_number("gradient_clip_val", clip, "a norm above 0, or None")
         if clip is not None and not (math.isfinite(clip) and clip > 0):
             raise UsageError(f"gradient_clip_val={clip}: expected a norm above 0, or None")
         for callback in self.callbacks:
@@ -141,8 +144,9 @@ def limited(total: int | None, limit: int | float | None, name: str) -> int | No
     """
     if limit is None:
         return total
+    refuse_no_number(name, limit, "a count from 1, or a fraction up to 1.0")
     fraction = not isinstance(limit, Integral)  # numpy's numbers are of either kind too
-    if isinstance(limit, bool) or not limit > 0 or (fraction and limit > 1):
+    if not limit > 0 or (fraction and limit > 1):
         raise UsageError(f"{name}={limit}: expected a count from 1, or a fraction up to 1.0")
     if not fraction:
         return int(limit) if total is None else min(int(limit), total)
@@ -159,9 +163,10 @@ def on_trial(
     Raises:
         UsageError: fewer than one batch.
     """
+    whole = isinstance(batches, bool | Integral)
+    if not whole or batches < 1:
+        raise UsageError(f"fast_dev_run={batches!r}: expected True or a number of batches")
     count = int(batches)
-    if count < 1:
-        raise UsageError(f"fast_dev_run={batches}: expected True or a number of batches")
     kept = [callback for callback in callbacks if not isinstance(callback, _NOT_ON_TRIAL)]
     trial = {"max_epochs": 1, "limit_train_batches": count, "limit_val_batches": count}
     return kept, {**limits, **trial}

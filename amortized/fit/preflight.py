@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from amortized.checks.data import own_copy
 from amortized.checks.places import names_words
+from amortized.checks.report import Finding, Report
 from amortized.checks.sizes import lacks_data_plate, row_parameters
 from amortized.errors import CheckWarning, DataError, ProgramError
-from amortized.fit.data import batch_length, structure_of
+from amortized.fit.data import Batches, batch_length, structure_of
 from amortized.fit.plan import Plan
 from amortized.fit.rng import preserved_rng
 from amortized.fit.step import Stepper
@@ -20,6 +22,7 @@ from amortized.programs.batches import leaves_of
 
 _SHOWN = 3
 _AT_ONCE = 64
+_WHOSE: Final = MappingProxyType({"val": "validation", "test": "test"})
 
 
 def preflight(stepper: Stepper, plan: Plan) -> bool:
@@ -28,7 +31,8 @@ def preflight(stepper: Stepper, plan: Plan) -> bool:
     Returns whether the pair was checked; if not, it should be on the first batch of training.
 
     Raises:
-        DataError: validation data of another structure, or data that are not finite, by row.
+        DataError: validation data of another structure, or data of either kind that are not finite,
+            by row.
         AmortizedError: what else the check found.
     """
     # a name alone leaves the size of the plate to be counted
@@ -46,9 +50,14 @@ def preflight(stepper: Stepper, plan: Plan) -> bool:
             "take the same arguments from both: pass validation data of the same structure"
         )
     stepper.check(first, plan.data)
-    if val is not None:
+
+    def report(batch: Any) -> Report:
+        return stepper.report(batch, plan.data)
+
+    refuse(non_finite_finding(plan.train, batch_length(first), report))
+    if plan.val is not None and val is not None:
         _check_val(stepper, plan, first, val)
-    _check_rows(stepper, plan, first)
+        refuse(non_finite_finding(plan.val, batch_length(val), report, "val"))
     _check_data_plate(stepper, plan, first)
     _check_last_batch(stepper, plan, first)
     _check_row_parameters(stepper, plan, first)
@@ -73,24 +82,46 @@ def kinds_of(batch: Any) -> str:
     return ", ".join(f"({shape}) {str(kind).removeprefix('torch.')}" for shape, kind in shapes)
 
 
-def _check_rows(stepper: Stepper, plan: Plan, first: Any) -> None:
-    """NaN and infinity far from the first batch: only the programs know whether they are masked."""
-    rows = plan.train.non_finite_rows()
+def non_finite_finding(
+    data: Batches, usual: int, report: Callable[[Any], Report], name: str = ""
+) -> Finding | None:
+    """NaN and infinity anywhere: only the programs know whether they are masked.
+
+    Args:
+        data: those that can be looked at are, see `Batches.non_finite_rows`.
+        usual: rows of a batch.
+        report: what the check finds in a batch.
+        name: of the data, where they are not the training data.
+    """
+    rows = data.non_finite_rows()
     if not rows:
-        return
+        return None
     # among others, as in a batch of training: programs may want as many rows as they get there
-    size, usual = plan.train.size or 0, batch_length(first)
     few = rows[: min(_AT_ONCE, usual)]
-    others = (row for row in range(size) if row not in few)
-    batch = plan.train.rows([*few, *islice(others, usual - len(few))])
-    report = stepper.report(batch, plan.data)
-    bad = [finding for finding in report.errors if finding.code in ("data-nan", "data-inf")]
-    if bad:
-        worst = next((finding for finding in bad if finding.site is not None), bad[0])
-        raise DataError(
-            f"{worst.where}: NaN or infinity in {_named(rows)} of the data set; expected finite "
-            f"numbers; {worst.advice}"
-        ) from worst.error
+    others = (row for row in range(data.size or 0) if row not in few)
+    batch = data.rows([*few, *islice(others, usual - len(few))])
+    codes = ("data-nan", "data-inf", "nan-behind-mask")
+    bad = [finding for finding in report(batch).errors if finding.code in codes]
+    if not bad:
+        return None
+    worst = next((finding for finding in bad if finding.site is not None), bad[0])
+    where, whose = (f"{name}: ", f"the {_WHOSE[name]} data") if name else ("", "the data set")
+    return replace(
+        worst,
+        where=f"{where}{worst.where}",
+        found=f"NaN or infinity in {_named(rows)} of {whose}",
+        expected="finite numbers",
+    )
+
+
+def refuse(finding: Finding | None) -> None:
+    """Raise for data that are wrong.
+
+    Raises:
+        DataError: the finding as a sentence.
+    """
+    if finding is not None:
+        raise DataError(str(finding)) from finding.error
 
 
 def _check_data_plate(stepper: Stepper, plan: Plan, first: Any) -> None:

@@ -16,6 +16,8 @@ from amortized.fit.history import History
 # Seconds between two redraws of the live line, and between two plain lines.
 _REDRAW = 0.1
 _PLAIN = 10.0
+# Seconds from which on a rate says something.
+_MEASURABLE = 0.1
 
 # Both losses are minimized and show the same objective; what it weighs less is told beside them.
 _SHOWN = ("train_loss", "val_loss", "kl", "kl_weight")
@@ -130,22 +132,31 @@ class Live(Reporter):
 
 @final
 class _Speed:
-    """Data points a second, of the training steps alone and mostly of the recent ones."""
+    """Data points a second from the end of one batch to that of another, mostly of recent ones.
+
+    The first batch, in which networks and estimators are made, only starts the clock.
+    """
 
     def __init__(self) -> None:
-        self._rows, self._since = 0, time.monotonic()
+        self._rows, self._since, self._last = 0, -math.inf, -math.inf
         self._rate: float | None = None
 
     def add(self, rows: int) -> None:
-        self._rows += rows
-        elapsed = time.monotonic() - self._since
-        if elapsed > 1.0:
-            self._rate, self._rows, self._since = self._rows / elapsed, 0, time.monotonic()
+        now = time.monotonic()
+        if math.isinf(self._since):
+            self._since = self._last = now
+            return
+        self._rows, self._last = self._rows + rows, now
+        if now - self._since > 1.0:
+            self._rate, self._rows, self._since = self._rows / (now - self._since), 0, now
 
-    def __call__(self) -> float:
-        """The newest rate."""
-        elapsed = max(time.monotonic() - self._since, 1e-9)
-        return self._rows / elapsed if self._rate is None else self._rate
+    def __call__(self) -> float | None:
+        """The rate of the batches since the last one that was a second apart, else that one.
+
+        None while there is no interval that says anything.
+        """
+        elapsed = self._last - self._since
+        return self._rows / elapsed if elapsed >= _MEASURABLE else self._rate
 
 
 def reporter(progress: bool, max_epochs: int | None, steps: int | None, done: int = 0) -> Reporter:
@@ -160,14 +171,14 @@ def reporter(progress: bool, max_epochs: int | None, steps: int | None, done: in
     return Live(console, total, steps, done) if console.is_terminal else Plain(console, total)
 
 
-def summary(metrics: Mapping[str, float], speed: float) -> str:
-    """The loss on training and on validation data, the KL and its weight, and the speed.
+def summary(metrics: Mapping[str, float], speed: float | None) -> str:
+    """The loss on training and on validation data, the KL and its weight, and the speed if known.
 
     The names are keys of the history, so that one knows what to look for there.
 
     >>> summary({"train_loss": 21.5, "val_elbo": -22.25, "val_loss": 22.25, "kl": 9.0}, 1234.5)
-    'train_loss 21.50  val_loss 22.25  kl 9.00  1,234/s'
+    'train_loss 21.50  val_loss 22.25  kl 9.00  1,234 rows/s'
     """
     shown = {key: metrics.get(key, math.nan) for key in _SHOWN}
     parts = [f"{key} {value:.2f}" for key, value in shown.items() if not math.isnan(value)]
-    return "  ".join([*parts, f"{speed:,.0f}/s"])
+    return "  ".join(parts if speed is None else [*parts, f"{speed:,.0f} rows/s"])

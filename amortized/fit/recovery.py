@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, final
 
 from amortized.errors import NonFiniteError, UsageError
+from amortized.fit.arguments import refuse_no_count
 from amortized.fit.schedule import LearningRateSchedule
 from amortized.fit.step import Stepper
 
@@ -175,8 +176,7 @@ def recovery_of(
     Raises:
         UsageError: another name, or a limit below 1.
     """
-    if limit < 1:
-        raise UsageError(f"non_finite_limit={limit}: expected at least 1")
+    refuse_no_count("non_finite_limit", limit)
     if policy == "raise":
         return Raise()
     if policy == "skip":

@@ -60,21 +60,30 @@ class Moment:
         self._start: dict[str, Any] = {}
         self._weighted = False
 
-    def start_epoch(self, train: Batches) -> None:
-        """Remembers the generators that decide the order of this epoch."""
+    def start_epoch(self, train: Batches, val: Batches | None = None) -> None:
+        """Remembers the generators that decide the order of this epoch and of its validation."""
         self.mid_epoch, self.announced = True, False
         self.averager, self._norms, self._elapsed = Averager(), (0.0, 0), 0.0
         self._start = {
             "shuffle": self.shuffle.get_state(),
             "loaders": _states(train),
+            "val": _states(val),
             "rng": rng_state(),
         }
 
-    def rewind(self, train: Batches) -> None:
+    def rewind(self, train: Batches, val: Batches | None = None) -> None:
         """Puts those generators back, so that the same batches come again."""
+        # a validation that was cut short is run again from its beginning
+        _set_states(val, self._start.get("val", ()))
         self.shuffle.set_state(self._start["shuffle"])
         _set_states(train, self._start["loaders"])
         restore_rng(self._start["rng"])
+
+    def order(self) -> torch.Generator:
+        """A generator in the state that decided the order of this epoch."""
+        generator = torch.Generator()
+        generator.set_state(self._start["shuffle"])
+        return generator
 
     def start_clock(self) -> None:
         """An epoch begins, or goes on in this process."""

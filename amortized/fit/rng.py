@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +68,25 @@ def restore_torch(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])
+
+
+def rewinding(own: Iterable[torch.Generator] = ()) -> Callable[[], None]:
+    """What puts torch's generators, and some of a program's own, back where they are now.
+
+    >>> back = rewinding()
+    >>> x = torch.rand(2)
+    >>> back()
+    >>> bool((torch.rand(2) == x).all())
+    True
+    """
+    state, others = torch_state(), [(generator, generator.get_state()) for generator in own]
+
+    def back() -> None:
+        restore_torch(state)
+        for generator, before in others:
+            generator.set_state(before)
+
+    return back
 
 
 def rng_state() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from amortized.errors import CheckpointError, UsageError
+from amortized.fit.arguments import refuse_no_count
 
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 Interval = Literal["epoch", "step"]
@@ -36,8 +37,7 @@ class KLWeight:
 
     def __init__(self, weight: float | Callable[[int], float], warmup: int | None = None) -> None:
         weight = weight if callable(weight) else _refuse_bad_weight(weight, "")
-        if warmup is not None and warmup < 1:
-            raise UsageError(f"n_epochs_kl_warmup={warmup}: expected at least 1, or None")
+        refuse_no_count("n_epochs_kl_warmup", warmup, or_none=True)
         self.weight, self.warmup = weight, warmup
 
     @property

@@ -37,7 +37,11 @@ class Rows(ABC):
 
     @abstractmethod
     def span(self, start: int, stop: int) -> Tensor:
-        """Consecutive rows."""
+        """Consecutive rows, to be looked at."""
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Consecutive rows with memory of their own: a program may write into its batch."""
+        return self.span(start, stop)
 
     @abstractmethod
     def select(self, rows: Tensor) -> Tensor:
@@ -56,6 +60,10 @@ class InMemory(Rows):
     def span(self, start: int, stop: int) -> Tensor:
         """A view."""
         return self.tensor[start:stop]
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """A copy."""
+        return self.tensor[start:stop].clone()
 
     def select(self, rows: Tensor) -> Tensor:
         """Gathered row by row: indexing does so element by element (2.6 to 10 times slower)."""

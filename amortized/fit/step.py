@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, final
 
 import pyro
@@ -22,12 +23,13 @@ from amortized.estimate import Estimate, LogWeights
 from amortized.fit.anomaly import named_gradients, watched_backward
 from amortized.fit.buffers import Copy, MovingBuffers, put_back
 from amortized.fit.compiled.capture import CaptureError, StepInputs, StepProgram
+from amortized.fit.compiled.evaluations import Evaluations
 from amortized.fit.compiled.steps import Compile, CompiledSteps, Replayed
 from amortized.fit.data import batch_length, map_tensors
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.parameters import Parameters, evaluation_mode
-from amortized.fit.rng import restore_torch, side_stream, torch_state
-from amortized.fit.terms import Terms
+from amortized.fit.rng import rewinding, side_stream
+from amortized.fit.terms import Terms, loss_of
 from amortized.loss import VariationalLoss
 from amortized.programs.batches import as_arguments
 from amortized.programs.records import DataPlate
@@ -56,12 +58,11 @@ class Stepper:
         self.parameters = Parameters(model, guide, loss)
         self.validate = validate
         self.compile: Compile = compile
-        self.detect_anomaly = False
-        self.steps = 0
+        self.detect_anomaly, self.steps = False, 0
+        self.evaluations = Evaluations(compile)
         self.to_come: int | None = None
         """Batches that this training will still take, if known: ``compile="auto"`` goes by it."""
-        self._count = -1
-        self._validated = False
+        self._count, self._validated = -1, False
         self._asked: torch.device | None = None
         self._first: Tensor | None = None
         self._added = 0.0
@@ -120,19 +121,27 @@ class Stepper:
             NonFiniteError: the loss is NaN or infinite; nothing has moved.
             ProgramError: the step was to be captured, and cannot be.
         """
+        found = self._added_up(batch, data, kl_weight, weight)
+        return found.terms if isinstance(found, Replayed) else Terms.of(found)
+
+    def _added_up(
+        self, batch: Any, data: DataPlate, kl_weight: float = 1.0, weight: float = 1.0
+    ) -> Estimate | Replayed:
         self.warm_up(batch)
         batch = self.placed(batch)
-        data = replace(data, rows=batch_length(batch))
+        data = _sized(data, batch_length(batch))
         if self.compile != "off" and not self.detect_anomaly:
             return self._accumulated_by_graph(batch, data, kl_weight, weight)
-        return Terms.of(self._accumulated(batch, data, kl_weight, weight))
+        return self._accumulated(batch, data, kl_weight, weight)
 
     def _accumulated(
         self, batch: Any, data: DataPlate, kl_weight: float, weight: float
     ) -> Estimate:
         """The same, as the programs are written."""
+        if len(self.loss.estimators.by_site) != self._estimators:  # a branch reached another latent
+            self._watch_buffers()
         with self.parameters.scope(), self._validation():
-            with self._buffers_kept_on_error() as before:
+            with self._buffers.kept_on(NonFiniteError) as before:
                 estimate = self._estimate(batch, data, kl_weight)
                 if not math.isfinite(estimate.loss.item()):
                     raise NonFiniteError(estimate.non_finite_report(), estimate.site_table())
@@ -156,43 +165,40 @@ class Stepper:
 
     def _accumulated_by_graph(
         self, batch: Any, data: DataPlate, kl_weight: float, weight: float
-    ) -> Terms:
+    ) -> Estimate | Replayed:
         """The same, from a graph where there is one."""
         steps = self._steps()
         steps.to_come = self.to_come
         self.to_come = None if self.to_come is None else self.to_come - 1
-        state, own = torch_state(), [(g, g.get_state()) for g in steps.generators]
+        rewind = rewinding(steps.generators)
         try:
             inputs = StepInputs(batch, self.optimizer.leaves(), data, kl_weight, weight)
             found = steps.find(inputs)
             replayed = steps.step(found, inputs, self._copied if self.compile == "auto" else None)
         except CaptureError as error:
             self._refuse_capture(error)
-            return Terms.of(self._accumulated(batch, data, kl_weight, weight))
+            return self._accumulated(batch, data, kl_weight, weight)
         if replayed is None:
             with steps.eagerly(found):
-                return Terms.of(self._accumulated(batch, data, kl_weight, weight))
+                return self._accumulated(batch, data, kl_weight, weight)
         if not math.isfinite(replayed.loss):
             put_back(replayed.before)
-            restore_torch(state)
-            for generator, before in own:
-                generator.set_state(before)
-            return Terms.of(self._accumulated(batch, data, kl_weight, weight))  # says where
+            rewind()
+            return self._accumulated(batch, data, kl_weight, weight)  # says where
         self._take(replayed, weight)
-        return replayed.terms
+        return replayed
 
     def _take(self, replayed: Replayed, weight: float) -> None:
         """Adds the gradients of a replay to those of its group."""
-        leaves = self.optimizer.leaves()
-        if self._added == 0:
-            self._before_group, self._norm = replayed.before, replayed.norm
-            if any(leaf.grad is not None for leaf in leaves):
+        leaves, first = self.optimizer.leaves(), self._added == 0
+        if first:
+            self._before_group = replayed.before
+            if len(replayed.gradients) < len(leaves):
                 self.optimizer.zero_grad()
-        else:
-            self._norm = None
+        self._norm = replayed.norm if first else None
         for index, gradient in replayed.gradients:
-            leaf = leaves[index]
-            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+            before = None if first else leaves[index].grad
+            leaves[index].grad = gradient if before is None else before + gradient
         self._added += weight
 
     def _refuse_capture(self, error: CaptureError) -> None:
@@ -206,8 +212,7 @@ class Stepper:
             raise ProgramError(
                 f"compile={self.compile!r}: the step {when}: {error}; use compile='off'"
             ) from error
-        self.compile = "off"
-        back = ""
+        self.compile, back = "off", ""
         if error.drifted and error.kept is not None:
             steps, kept = error.kept
             self._restore(kept)
@@ -254,13 +259,12 @@ class Stepper:
         Raises:
             NonFiniteError: the gradient is NaN or infinite; nothing has moved since the last step.
         """
-        leaves = [leaf for leaf in self.optimizer.leaves() if leaf.grad is not None]
-        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
-        total = self._norm
-        if self._added != 1.0:
-            for gradient in gradients:
-                gradient.div_(self._added)
+        leaves, total = self.optimizer.leaves(), self._norm
         if total is None or self._added != 1.0:
+            gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+            if self._added != 1.0:
+                for gradient in gradients:
+                    gradient.div_(self._added)
             total = torch.nn.utils.get_total_norm(gradients)
         self._added, self._norm = 0, None
         norm = total.item()
@@ -275,19 +279,19 @@ class Stepper:
         self.steps += 1
         return norm
 
-    def step(self, batch: Any, data: DataPlate) -> Terms:
-        """One optimizer step on the loss per data point of one batch.
+    def step(self, batch: Any, data: DataPlate) -> float:
+        """One optimizer step on the loss per data point of one batch, which is returned.
 
         Raises:
             NonFiniteError: the loss or its gradient is NaN or infinite; the parameters stay.
         """
         try:
-            terms = self.accumulate(batch, data)
+            loss = _loss(self._added_up(batch, data))
             self.apply()
         except NonFiniteError as error:
             sentence = f"step {self.steps + 1}: {error.args[0]}"
             raise NonFiniteError(sentence, error.table) from error
-        return terms
+        return loss
 
     @property
     def pending(self) -> bool:
@@ -373,19 +377,6 @@ class Stepper:
             with pyro.validation_enabled(False):
                 yield
 
-    @contextmanager
-    def _buffers_kept_on_error(self) -> Iterator[list[Copy]]:
-        """Running means do not keep what a batch that is refused did to them."""
-        made = len(self.loss.estimators.by_site)
-        if made != self._estimators:  # a branch reached another latent
-            self._watch_buffers()
-        before = self._buffers.copies()
-        try:
-            yield before
-        except NonFiniteError:
-            put_back(before)
-            raise
-
     def _watch_buffers(self) -> None:
         self._buffers = MovingBuffers(self.parameters.networks)
         self._estimators = len(self.loss.estimators.by_site)
@@ -398,3 +389,12 @@ class Stepper:
         self._count = self.parameters.count()
         self.optimizer.sync(self.parameters.groups())
         self._watch_buffers()
+
+
+@lru_cache(maxsize=64)
+def _sized(data: DataPlate, rows: int) -> DataPlate:
+    return replace(data, rows=rows)
+
+
+def _loss(found: Estimate | Replayed) -> float:
+    return found.loss if isinstance(found, Replayed) else loss_of(found).item()

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from amortized.checks.check import refuse_no_program
 from amortized.description import Description
-from amortized.errors import UsageError
+from amortized.errors import AmortizedError, UsageError
 from amortized.fit import checkpoint
+from amortized.fit.arguments import known_names, path_of, refuse_no_count, refuse_no_seed
 from amortized.fit.callbacks import Callback, FitState
 from amortized.fit.checkpoint import Checkpoint
 from amortized.fit.compiled.steps import COMPILE, Compile
+from amortized.fit.culprits import blamed_on, refuse_data
 from amortized.fit.data import as_batches
 from amortized.fit.device import device_of
 from amortized.fit.evaluate import Evaluation, rows_at_once
@@ -84,6 +86,7 @@ class SVI:
     tensor(3.)
     """
 
+    @known_names
     def __init__(
         self,
         model: Callable[..., Any],
@@ -164,10 +167,16 @@ class SVI:
         ``data_plate=DataPlate(name, size)`` to the constructor, or use `fit`, which knows the size.
 
         Raises:
+            DataError: the batch holds values that the likelihood excludes, by row.
             NonFiniteError: the loss is NaN or infinite; the parameters stay as they were.
         """
-        return float(self._stepper.step(batch, self._data).values["loss"])
+        try:
+            return self._stepper.step(batch, self._data)
+        except AmortizedError as error:
+            refuse_data(self._stepper, batch, error)
+            raise
 
+    @known_names
     def fit(
         self,
         train: Any,
@@ -246,10 +255,12 @@ class SVI:
         Raises:
             UsageError: unfit data or options, or no end given.
             ProgramError: what `check` found in the programs.
-            DataError: a DataLoader failed, with epoch and batch.
+            DataError: a DataLoader failed, with epoch and batch; data that are not finite, or that
+                the likelihood excludes, with their rows.
             NonFiniteError: a loss or gradient is not finite, with epoch, batch, step and sites.
             CheckpointError: a checkpoint cannot be written, read, or fits another program.
         """
+        refuse_no_seed(seed)
         batches = as_batches(train, batch_size)
         if self._asked.size is None:
             self._data = DataPlate(self._asked.name, batches.size, counted=True)
@@ -278,7 +289,7 @@ class SVI:
             detect_anomaly=detect_anomaly,
             non_finite=non_finite,
             non_finite_limit=non_finite_limit,
-            resume_from=None if resume_from is None else Path(resume_from),
+            resume_from=None if resume_from is None else path_of("resume_from", resume_from),
             check=check,
             config={**self._config(), "batch_size": batch_size, "seed": seed},
             **limits,
@@ -335,6 +346,7 @@ class SVI:
         """What a checkpoint says of this object, for people."""
         return {"loss": repr(self.loss), "lr": self._stepper.optimizer.lr}
 
+    @known_names
     def evaluate(
         self,
         test: Any,
@@ -364,13 +376,20 @@ class SVI:
         Returns:
             ``elbo``, ``reconstruction``, ``kl``, ``log_evidence`` where there is one,
             ``num_particles``, and ``per_datum`` (False: the numbers are totals).
+
+        Raises:
+            UsageError: unfit data or options.
+            DataError: the model observes values that its likelihood excludes, by row.
         """
+        refuse_no_count("num_particles", num_particles)
+        refuse_no_count("max_rows", max_rows)
+        refuse_no_seed(seed)
         rows = rows_at_once(num_particles, max_rows) if batch_size is None else batch_size
         batches = as_batches(test, rows)
         size = batches.size if self._data.size is None else self._data.size
         data = DataPlate(self._data.name, size)
         evaluation = Evaluation(self._stepper, data, num_particles=num_particles, max_rows=max_rows)
-        with seeded(seed):
+        with blamed_on(batches, self._stepper), seeded(seed):
             return evaluation.run(
                 batches, divide=batch_size is None and batches.rows_asked() is not None
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -11,27 +11,33 @@ from torch import Tensor
 from amortized.estimate import Estimate
 
 
-@dataclass(frozen=True)
+@final
 class Terms:
     """The terms of one batch in nats, detached: per data point, or totals without a data plate.
 
-    ``values`` maps ``loss``, ``elbo``, ``reconstruction``, ``kl`` and ``kl/<site>`` to scalars.
-    ``local`` names the latents that each data point has for itself. ``stacked`` are the same values
-    in one tensor, where a captured step has it.
+    ``names`` are ``loss``, ``elbo``, ``reconstruction``, ``kl`` and ``kl/<site>``. ``local`` names
+    the latents that each data point has for itself. ``stacked`` are the values in one tensor, where
+    a captured step has it.
     """
 
-    values: dict[str, Tensor]
-    per_datum: bool
-    local: frozenset[str] = frozenset()
-    stacked: Tensor | None = None
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        per_datum: bool,
+        local: frozenset[str] = frozenset(),
+    ) -> None:
+        self.names, self.per_datum, self.local = tuple(values), per_datum, local
+        self.stacked: Tensor | None = None
+        self._values: Mapping[str, Tensor] | None = values
 
     @classmethod
     def from_stack(
         cls, names: tuple[str, ...], stacked: Tensor, per_datum: bool, local: frozenset[str]
     ) -> Terms:
         """Of the values in the order of the names."""
-        values = dict(zip(names, stacked.unbind(), strict=True))
-        return cls(values, per_datum, local, stacked)
+        terms = cls({}, per_datum, local)
+        terms.names, terms.stacked, terms._values = names, stacked, None
+        return terms
 
     @classmethod
     def of(cls, estimate: Estimate) -> Terms:
@@ -48,6 +54,19 @@ class Terms:
         local = frozenset(name for name, record in guide.items() if plate in record.sizes)
         scaled = {name: value / size for name, value in values.items()}
         return cls(scaled, estimate.data_size is not None, local)
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """Each as a scalar, by its name."""
+        if self._values is None:
+            stacked = () if self.stacked is None else self.stacked.unbind()
+            self._values = dict(zip(self.names, stacked, strict=True))
+        return self._values
+
+
+def loss_of(estimate: Estimate) -> Tensor:
+    """The loss among the `Terms` of an estimate, alone."""
+    return estimate.loss.detach() / (estimate.data_size or 1)
 
 
 @final
@@ -68,7 +87,7 @@ class Averager:
         self.per_datum = self.per_datum and terms.per_datum
         self.local |= terms.local
         if terms.stacked is not None and terms.stacked.device.type != "mps":
-            self._add_stack(tuple(terms.values), terms.stacked, weight)
+            self._add_stack(terms.names, terms.stacked, weight)
             return
         for name, value in terms.values.items():
             # in float64, where the device has it: single precision loses an epoch of 10^5 batches

@@ -7,7 +7,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -55,7 +55,7 @@ def closed_kl(q: Any, p: Any) -> Tensor | None:
     elif isinstance(q, _BIT) and isinstance(p, _BIT):
         inner = _bernoulli_kl(q.logits, p.logits)
     else:
-        shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+        shape = broadcast_shape(q.batch_shape, p.batch_shape)
         try:
             inner = kl_divergence(q.expand(shape), p.expand(shape))
         except NotImplementedError:

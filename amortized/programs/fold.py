@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
 from amortized.errors import UsageError
@@ -39,9 +40,8 @@ class Fold(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Fold, apply, unfold."""
         events = self._event_dims(inputs)
-        left = torch.broadcast_shapes(
-            *(x.shape[: x.dim() - e] for x, e in zip(inputs, events, strict=True))
-        )
+        shapes = (x.shape[: x.dim() - e] for x, e in zip(inputs, events, strict=True))
+        left = torch.Size(broadcast_shape(*shapes))
         folded = []
         for x, e in zip(inputs, events, strict=True):
             event = x.shape[x.dim() - e :]

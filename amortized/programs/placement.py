@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
-import torch
+from pyro.distributions.util import broadcast_shape
 
 from amortized.errors import EstimatorError
 from amortized.estimators.base import Draw, base_of
@@ -22,7 +22,7 @@ def per_particle(law: Any, layout: Layout) -> Any:
     """The law with its own draw for each particle, unless it is deterministic."""
     if type(base_of(law)).__name__ == "Delta":
         return law
-    shape = torch.broadcast_shapes(law.batch_shape, (layout.num_particles, *(1,) * layout.nesting))
+    shape = broadcast_shape(law.batch_shape, (layout.num_particles, *(1,) * layout.nesting))
     return law if shape == law.batch_shape else law.expand(shape)
 
 

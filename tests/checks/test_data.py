@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+import amortized as am
 from amortized.checks.consequences import by_cause
 from amortized.checks.data import (
     as_batch,
@@ -151,3 +152,21 @@ def test_an_own_copy_shares_no_memory() -> None:
     assert not batch["x"].any() and not batch["y"][0].any() and own["y"][1:] == (None, "name")
     leaf = torch.zeros(2, requires_grad=True)
     assert own_copy([leaf])[0] is leaf
+
+
+def test_a_batch_whose_observations_are_all_masked_is_noted() -> None:
+    def model(x: torch.Tensor, seen: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0).mask(seen), obs=x)
+
+    def guide(x: torch.Tensor, seen: torch.Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    x = torch.ones(6)
+    (note,) = am.check(model, guide, (x, x < 0)).notes
+    assert (note.code, note.site, note.severity) == ("nothing-observed", "x", "note")
+    assert "True means" in note.advice
+    assert not am.check(model, guide, (x, torch.arange(6) > 4)).notes

@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor, nn
 
 import amortized as am
+from amortized.checks import detached
 from tests.checks.wrong import X, guide, named
 
 READINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -154,3 +155,12 @@ def test_dropout_between_the_latent_and_the_data_is_the_same_in_every_run() -> N
         named("b")(x)
 
     assert found(model, own) == []
+
+
+def test_a_mistake_of_its_own_is_not_taken_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(records: Any, layout: Any) -> None:
+        """As after a change of what it is called with."""
+
+    monkeypatch.setattr(detached, "model_terms", broken)
+    (note,) = am.check(reading(READINGS["detach"]), guide, X).notes
+    assert note.code == "check-failed" and "TypeError" in note.found

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from amortized.checks.traces import broadcast_law, line_of, module_of
+from amortized.checks.traces import broadcast_law, is_ours, line_of, module_of
 from amortized.programs.survey import survey_guide
 
 
@@ -64,3 +64,16 @@ def test_what_a_plate_could_not_broadcast() -> None:
 
     assert broadcast_law(raised(program)).batch_shape == (4,)
     assert broadcast_law(raised(lambda: 1 / 0)) is None
+
+
+def test_whose_error_it_is() -> None:
+    def divided() -> None:
+        raise TypeError("mine")
+
+    errors = []
+    for call in (divided, lambda: line_of(3), lambda: dist.Normal(0.0, -1.0)):  # pyright: ignore
+        try:
+            call()
+        except Exception as error:
+            errors.append(is_ours(error))
+    assert errors == [False, True, False]

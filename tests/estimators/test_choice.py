@@ -56,7 +56,7 @@ def test_pyro_s_enumerate_mark_beats_the_default() -> None:
 @pytest.mark.parametrize(
     ("site", "text", "reason"),
     [
-        (Site("z", dist.Gamma(1.0, 1.0)), "Pathwise()", "Gamma is reparameterizable"),
+        (Site("z", dist.Gamma(1.0, 1.0)), "Pathwise()", "default: rsample"),
         (BIT, "ScoreFunction(baseline=MovingAverage(decay=0.9))", "not reparameterizable"),
         (Site("z", dist.Bernoulli(0.3), 4, -1), "ScoreFunction(baseline=LeaveOneOut())", "particl"),
         (Site("z", dist.Delta(torch.tensor(1.0))), "Pathwise()", "deterministic"),
@@ -134,7 +134,7 @@ def test_describe_gives_the_reasons() -> None:
         "cluster": ("ScoreFunction(baseline=LeaveOneOut())", "infer['estimator'] at the site"),
         "code": ("ScoreFunction()", "mapping 'co*'"),
     }
-    assert reasons(None)["code"] == ("Pathwise()", "default: Normal is reparameterizable")
+    assert reasons(None)["code"] == ("Pathwise()", "default: rsample")
 
 
 def test_pyro_s_config_enumerate_is_understood() -> None:

@@ -183,7 +183,7 @@ def test_many_parameters_are_counted() -> None:
     assert named_gradients(leaves, names).startswith("that of p1, p2, p3 and 2 more is not finite")
     for leaf in leaves:
         leaf.grad = torch.ones(2)
-    assert "no single parameter (their sum overflows)" in named_gradients(leaves, names)
+    assert "every parameter is finite, and together they overflow" in named_gradients(leaves, names)
 
 
 def test_a_good_gradient_is_added_to_what_is_there() -> None:

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -104,3 +106,18 @@ def test_a_module_that_moved_to_other_tensors_is_followed() -> None:
     counter()
     put_back(before)
     assert values(counter)["written"] == [1.0] * 3 and counter.written.dtype == torch.float64
+
+
+def test_a_copy_knows_its_own_modules() -> None:
+    """What moves is known by the identity of modules, and those of a copy are others."""
+    pair = nn.ModuleDict({"counter": Counter(), "norm": nn.BatchNorm1d(3)})
+    buffers = MovingBuffers([pair])
+    before = buffers.copies()
+    pair["counter"]()
+    buffers.look(before)
+    twin, modules = copy.deepcopy((buffers, pair))
+    copied = {(id(m), name) for m, name, _, _, value in twin.copies() if value is not None}
+    counter, norm = modules["counter"], modules["norm"]
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    expected = {(id(counter), "written"), (id(counter), "replaced")}
+    assert copied == expected | {(id(norm), name) for name in names}

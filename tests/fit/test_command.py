@@ -99,17 +99,27 @@ def test_a_folder_is_removed_if_nothing_came_of_the_run(source: Source, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_test_data_on_which_the_programs_fail_end_the_run_at_once(source: Source) -> None:
-    text = PROGRAM.replace("torch.randn(size))", "torch.randn(size), test=torch.randn(4, 3))")
+def test_test_data_are_looked_at_before_training(source: Source, tmp_path: Path) -> None:
+    text = PROGRAM.replace("torch.randn(size))", "torch.randn(size), test=torch.ones(4) / 0)")
     source.path.write_text(text, encoding="utf-8")
-    with pytest.raises(am.DataError, match=r"test: found \(\*, 3\) float32 where train has \(\*\)"):
-        run(request(source))
+    with pytest.raises(am.DataError, match=r"test: .*rows 0, 1, 2 and 1 more of the test data"):
+        run(request(source, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_test_bound_that_is_no_number_is_said_after_all_is_written(
     source: Source, tmp_path: Path
 ) -> None:
     text = PROGRAM.replace("torch.randn(size))", "torch.randn(size), test=torch.ones(4) / 0)")
+    source.path.write_text(text, encoding="utf-8")
+    with pytest.raises(am.DataError, match=r"test: site 'x' .*an infinite value in 4 rows"):
+        run(request(source, tmp_path / "out", check=False))
+    assert (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_test_bound_that_is_no_number_for_another_reason(source: Source, tmp_path: Path) -> None:
+    text = PROGRAM.replace("slope * x, 0.7", "slope * x - 1 / (x.abs().max() < 9), 0.7")
+    text = text.replace("torch.randn(size))", "torch.randn(size), test=torch.full((4,), 9.0))")
     source.path.write_text(text, encoding="utf-8")
     with pytest.raises(am.NonFiniteError, match=r"test: the ELBO is (nan|-inf); expected a finite"):
         run(request(source, tmp_path / "out"))

@@ -3,6 +3,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.utils.data import (
@@ -207,3 +209,21 @@ def test_an_empty_loader_is_named() -> None:
     loader = DataLoader(TensorDataset(torch.zeros(2)), batch_size=3, drop_last=True)
     with pytest.raises(UsageError, match="gave no batch"):
         list(as_batches(loader).epoch())
+
+
+def test_a_program_that_writes_into_its_batch_leaves_all_data_alone() -> None:
+    def model(x: torch.Tensor) -> None:
+        x.mul_(2.0)
+        tiny.local_model(x)
+
+    def guide(x: torch.Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    train, val, test = (tiny.data(size).clone() for size in (20, 12, 12))
+    before = [x.clone() for x in (train, val, test)]
+    svi = am.SVI(model, guide)
+    svi.fit(train, val, max_epochs=2, batch_size=8, check=False, progress=False)
+    svi.evaluate(test, num_particles=3)
+    assert all(torch.equal(x, then) for x, then in zip((train, val, test), before, strict=True))

@@ -50,8 +50,14 @@ class Side:
             self.scheduler.step()
 
     def state(self) -> list[Tensor]:
-        held = [self.optimizer.state[leaf] for leaf in self.leaves]
-        return [*self.leaves, *(of[name] for of in held for name in sorted(of))]
+        """Parameters and their state, as the optimizer has them in order."""
+        state: Any = self.optimizer.state
+        assert all(any(key is leaf for leaf in self.leaves) for key in state)
+        return [*self.leaves, *state, *(part for of in state.values() for part in of.values())]
+
+    def names(self) -> list[list[str]]:
+        """What the state has of each parameter, in order."""
+        return [list(of) for of in self.optimizer.state.values()]
 
 
 def nothing(side: Side, number: int) -> None:
@@ -68,16 +74,18 @@ def compared(
     absent: Callable[[int, int], bool] = every,
     steps: int = 50,
 ) -> Side:
-    """Runs both for some steps, and compares parameters, state and rates after each."""
+    """Runs both for some steps, and compares parameters, state and its layout after each."""
     theirs, ours = Side(make, ours=False), Side(make, ours=True)
     for number in range(steps):
         for side in (theirs, ours):
             change(side, number)
             side.step(number, absent)
         found, wanted = ours.state(), theirs.state()
-        assert len(found) == len(wanted)
+        assert len(found) == len(wanted) and ours.names() == theirs.names()
         for mine, other in zip(found, wanted, strict=True):
             assert torch.equal(mine, other) and mine.dtype == other.dtype, number
+            assert mine.stride() == other.stride() and mine.device == other.device
+            assert mine.requires_grad == other.requires_grad
     return ours
 
 
@@ -101,7 +109,7 @@ OPTIONS: dict[str, Make] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_is_torchs_own_update(name: str) -> None:
     ours = compared(OPTIONS[name])
-    assert ours.by_us == 49  # torch makes the state in the first step
+    assert ours.by_us == 50
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
@@ -117,7 +125,17 @@ def test_groups_have_their_own_options(kind: Any) -> None:
             fused=True,
         )
 
-    assert compared(make).by_us == 49
+    assert compared(make).by_us == 50
+
+
+@pytest.mark.parametrize("name", ["decoupled_weight_decay", "amsgrad", "maximize", "eps"])
+def test_groups_that_differ_in_one_option(name: str) -> None:
+    def make(leaves: list[Tensor]) -> torch.optim.Optimizer:
+        other = {name: 0.1 if name == "eps" else True}
+        groups = [{"params": leaves[:2]}, {"params": leaves[2:], **other}]
+        return torch.optim.Adam(groups, lr=0.05, weight_decay=0.3, fused=True)
+
+    assert compared(make).by_us == 50
 
 
 def test_groups_may_have_the_same_options() -> None:
@@ -129,9 +147,9 @@ def test_groups_may_have_the_same_options() -> None:
     def change(side: Side, number: int) -> None:
         side.optimizer.param_groups[1]["lr"] = 0.1 if 10 < number < 20 else 1e-3
 
-    assert compared(make).by_us == 49
-    assert compared(make, change).by_us == 49
-    assert compared(make, absent=lambda number, index: index < 2 and number % 2 == 1).by_us == 49
+    assert compared(make).by_us == 50
+    assert compared(make, change).by_us == 50
+    assert compared(make, absent=lambda number, index: index < 2 and number % 2 == 1).by_us == 50
 
 
 ABSENT: dict[str, Callable[[int, int], bool]] = {
@@ -153,6 +171,65 @@ def test_parameters_without_a_gradient(name: str, amsgrad: bool) -> None:
 
 def test_no_gradient_at_all() -> None:
     compared(adam(), absent=lambda number, index: number > 3)
+
+
+# --- the first step -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_state_is_made_as_torch_makes_it(dtype: torch.dtype, amsgrad: bool) -> None:
+    """Laid out as the parameter; the counter is single precision, whatever the parameter is."""
+
+    def make(leaves: list[Tensor]) -> torch.optim.Optimizer:
+        leaves.append(torch.ones(3, 2, dtype=dtype).t().requires_grad_())
+        groups = [{"params": leaves[:2]}, {"params": leaves[-1:], "lr": 0.1, "amsgrad": amsgrad}]
+        return torch.optim.Adam([*groups, {"params": leaves[2:-1]}], lr=0.05, fused=True)
+
+    ours = compared(make, steps=3)
+    held = ours.optimizer.state[ours.leaves[-1]]
+    assert ours.by_us == 3 and held["exp_avg"].stride() == (1, 2)
+    assert held["step"].dtype == torch.float32 and ("max_exp_avg_sq" in held) == amsgrad
+
+
+@pytest.mark.parametrize("absent", ["one, at first", "in turn"])
+def test_a_state_that_is_made_late_has_its_own_count(absent: str) -> None:
+    ours = compared(adam(amsgrad=True), absent=ABSENT[absent])
+    counts = {float(ours.optimizer.state[leaf]["step"]) for leaf in ours.leaves}
+    assert ours.by_us == 50 and counts == {"one, at first": {40, 50}, "in turn": {40}}[absent]
+
+
+def test_a_state_of_another_kind_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As AdamW had it once: another function makes it, in another way."""
+    known = torch.optim.Adam._init_group
+
+    def other(*args: Any) -> Any:
+        return known(*args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "_init_group", other)
+    assert compared(adam(torch.optim.AdamW)).by_us == 49
+
+
+def test_what_the_kernel_does_not_take_is_torchs_error() -> None:
+    def error(ours: bool) -> Exception:
+        leaves = [torch.ones(2, dtype=torch.complex64, requires_grad=True)]
+        optimizer = torch.optim.Adam(leaves, fused=True)
+        leaves[0].grad = torch.ones(2, dtype=torch.complex64)
+        with pytest.raises(RuntimeError) as caught:
+            assert not (ours and FusedAdam(optimizer).step())
+            optimizer.step()
+        return caught.value
+
+    assert str(error(True)) == str(error(False))
+
+
+def test_amsgrad_without_its_state_is_torchs_error() -> None:
+    side = Side(adam(), ours=True)
+    side.step(0, every)
+    side.optimizer.param_groups[0]["amsgrad"] = True
+    with pytest.raises(KeyError, match="max_exp_avg_sq"):
+        side.step(1, every)
+    assert float(side.optimizer.state[side.leaves[0]]["step"]) == 1
 
 
 # --- what is changed in between -------------------------------------------------------------------
@@ -205,6 +282,13 @@ def added_to_a_group(side: Side, number: int) -> None:
         side.optimizer.param_groups[0]["params"].append(side.leaves[-1])
 
 
+def exchanged(side: Side, number: int) -> None:
+    """Another parameter in the place of one; the old one, and its state, stay behind."""
+    if number == 10:
+        side.leaves.append(torch.ones(4, requires_grad=True))
+        side.optimizer.param_groups[0]["params"][1] = side.leaves[-1]
+
+
 def reordered(side: Side, number: int) -> None:
     if number == 10:
         side.optimizer.param_groups[0]["params"].reverse()
@@ -234,6 +318,7 @@ CHANGES: list[Change] = [
     first_state_replaced,
     added,
     added_to_a_group,
+    exchanged,
     reordered,
     moved,
     without_gradients,
@@ -251,6 +336,72 @@ def test_changes_in_between(change: Change) -> None:
     assert compared(adam(weight_decay=0.1), change).by_us >= 40
 
 
+def in_three_groups(leaves: list[Tensor]) -> torch.optim.Optimizer:
+    """The first and the last have the same options, and are updated together."""
+    parts, rates = (leaves[:2], leaves[2:4], leaves[4:]), (0.05, 0.2, 0.05)
+    groups = [{"params": part, "lr": lr} for part, lr in zip(parts, rates, strict=True)]
+    return torch.optim.Adam(groups, fused=True)
+
+
+def moved_to_the_next_group(side: Side, number: int) -> None:
+    first, second, _ = side.optimizer.param_groups
+    if number == 10:
+        second["params"].insert(0, first["params"].pop())
+
+
+def groups_exchanged(side: Side, number: int) -> None:
+    if number % 10 == 5:
+        side.optimizer.param_groups.reverse()
+
+
+def options_exchanged(side: Side, number: int) -> None:
+    first, second, _ = side.optimizer.param_groups
+    if number % 10 == 5:
+        first["lr"], second["lr"] = second["lr"], first["lr"]
+
+
+def dicts_replaced(side: Side, number: int) -> None:
+    """The same tensors in other dicts: the first ones are emptied, the others changed later."""
+    state: Any = side.optimizer.state
+    if number == 10:
+        side.optimizer.state = type(state)(dict, {key: dict(of) for key, of in state.items()})
+    if number == 11:
+        options_exchanged(side, 5)
+        for of in side.before.values():  # type: ignore[attr-defined]
+            of.clear()
+    side.before = dict(state)  # type: ignore[attr-defined]
+    if number == 12:
+        for of in state.values():
+            of["exp_avg"] = of["exp_avg"] * 2
+        options_exchanged(side, 5)
+
+
+def replaced_while_absent(side: Side, number: int) -> None:
+    if number == 10:
+        side.optimizer.state[side.leaves[0]] = {
+            name: part.clone() for name, part in side.optimizer.state[side.leaves[0]].items()
+        }
+
+
+IN_GROUPS: list[Change] = [
+    nothing,
+    moved_to_the_next_group,
+    groups_exchanged,
+    options_exchanged,
+    dicts_replaced,
+    replaced_while_absent,
+]
+
+
+@pytest.mark.parametrize("change", IN_GROUPS, ids=lambda change: change.__name__)
+def test_changes_of_groups(change: Change) -> None:
+    def absent(number: int, index: int) -> bool:
+        return index == 0 and 8 < number < 12
+
+    assert compared(in_three_groups, change).by_us == 50
+    assert compared(in_three_groups, change, absent).by_us == 50
+
+
 @pytest.mark.parametrize("name", ["exp_avg_sq", "step", "max_exp_avg_sq"])
 def test_any_part_of_the_state_may_be_replaced(name: str) -> None:
     def change(side: Side, number: int) -> None:
@@ -262,7 +413,7 @@ def test_any_part_of_the_state_may_be_replaced(name: str) -> None:
 
 
 def test_amsgrad_may_be_given_up() -> None:
-    assert compared(adam(amsgrad=True), without_the_largest).by_us == 49
+    assert compared(adam(amsgrad=True), without_the_largest).by_us == 50
 
 
 def test_hooks_are_called() -> None:
@@ -282,7 +433,7 @@ def test_hooks_are_called() -> None:
 
     ours = compared(adam(), change)
     assert seen == ["before", "after"] * 10
-    assert ours.by_us == 39
+    assert ours.by_us == 40
 
 
 def test_hooks_of_all_optimizers_are_called() -> None:
@@ -316,7 +467,7 @@ def test_schedulers_see_that_steps_are_taken(name: str) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert compared(adam(), change).by_us == 49
+        assert compared(adam(), change).by_us == 50
 
 
 def test_a_scheduler_that_is_made_late_sees_the_next_step() -> None:
@@ -326,7 +477,7 @@ def test_a_scheduler_that_is_made_late_sees_the_next_step() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert compared(adam(), change).by_us == 49
+        assert compared(adam(), change).by_us == 50
 
 
 # --- what is left to torch ------------------------------------------------------------------------
@@ -375,7 +526,7 @@ def test_a_step_of_the_users_own_is_called() -> None:
             side.optimizer.step = step  # type: ignore[method-assign]
 
     ours = compared(adam(), change, steps=10)
-    assert ours.by_us == 2
+    assert ours.by_us == 3
 
 
 def test_several_dtypes_are_left_to_torch() -> None:
@@ -394,15 +545,17 @@ def test_dtypes_of_groups_may_differ() -> None:
         groups = [{"params": leaves[:-1]}, {"params": leaves[-1:], "lr": 0.1}]
         return torch.optim.Adam(groups, lr=0.05, fused=True)
 
-    assert compared(make, steps=10).by_us == 9
+    assert compared(make, steps=10).by_us == 10
 
 
 def test_where_one_group_is_left_no_group_moves() -> None:
     side = Side(adam(), ours=True)
     side.step(0, every)
-    side.leaves.append(torch.ones(3, requires_grad=True))
-    side.optimizer.add_param_group({"params": [side.leaves[-1]]})
-    side.leaves[-1].grad = torch.ones(3)
+    more = [torch.ones(3, dtype=d, requires_grad=True) for d in (torch.float32, torch.float64)]
+    side.leaves += more
+    side.optimizer.add_param_group({"params": more, "lr": 0.1})
+    for leaf in more:
+        leaf.grad = torch.ones_like(leaf)
     before = [leaf.detach().clone() for leaf in side.leaves]
     assert side.fused is not None and not side.fused.step()
     assert all(torch.equal(a, b) for a, b in zip(before, side.leaves, strict=True))

@@ -188,6 +188,18 @@ def test_the_last_or_the_best(tmp_path, options, step: int) -> None:
         assert torch.equal(tensor, expected[name])
 
 
+def test_the_folder_of_a_run_leads_to_its_checkpoints(tmp_path) -> None:
+    svi = am.SVI(tiny.local_model, tiny.param_guide)
+    svi.step(tiny.data(8))
+    svi.save(tmp_path / "checkpoints")
+    pair = tiny.local_model, tiny.param_guide
+    again = am.load(tmp_path, pair, batch=tiny.data(8))
+    assert again.params() == svi.params()
+    svi.step(tiny.data(8))
+    svi.save(tmp_path)  # what lies in the folder itself comes first
+    assert am.load(tmp_path, pair, batch=tiny.data(8)).params() == svi.params() != again.params()
+
+
 def test_only_the_best_is_read_whole(tmp_path, monkeypatch) -> None:
     saved_with_scores(tmp_path, [3.0, 1.0, 2.0])
     loaded, real = [], torch.load

@@ -1,5 +1,9 @@
 import copy
 import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyro
@@ -7,6 +11,7 @@ import pytest
 import torch
 
 from amortized.errors import CheckpointError, ProgramError, UsageError
+from amortized.fit import optimizer as ours
 from amortized.fit.optimizer import GroupedOptimizer
 
 
@@ -186,3 +191,150 @@ def test_numbers_of_numpy_are_rates() -> None:
     optimizer = GroupedOptimizer(torch.optim.SGD, np.float32(0.5))
     optimizer.sync({"model": [torch.zeros(2, requires_grad=True)]})
     assert optimizer.rates() == {"model": 0.5}
+
+
+# --- without torch's compiler ---------------------------------------------------------------------
+
+SHORT = """
+import sys
+import functools, tempfile, pyro, pyro.distributions as dist, torch, amortized as am
+
+def model(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+def guide(x):
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.1))
+
+def rate(optimizer):
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+x, options = torch.full((64,), 3.0), dict(batch_size=16, seed=0, progress=False, scheduler=rate)
+if sys.argv[1] == "AdamW":
+    factory = functools.partial(torch.optim.AdamW, fused=True, amsgrad=True)
+else:
+    factory = getattr(torch.optim, sys.argv[1])
+svi = am.SVI(model, guide, optimizer=factory)
+with tempfile.TemporaryDirectory() as folder:
+    saves = [am.ModelCheckpoint(folder)]
+    svi.fit(x, x, max_epochs=2, callbacks=saves, **options)
+    svi.fit(x, x, max_epochs=3, resume_from=folder, non_finite="rollback", **options)
+    svi.load(svi.save(folder + "/of my own"))
+svi.step(x)
+svi.evaluate(x, num_particles=3)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("name", "imported"), [("Adam", False), ("AdamW", False), ("SGD", True)])
+def test_eager_training_by_adam_does_not_import_torchs_compiler(name: str, imported: bool) -> None:
+    """The import takes seconds, more than many a training; what torch does by itself has it."""
+    command = [sys.executable, "-W", "ignore", "-c", SHORT, name]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split()[-1] == str(imported)
+
+
+class Listening(torch.optim.Adam):
+    """A user's own, which hears of every group."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.heard: list[str] = []
+        super().__init__(*args, **kwargs)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.heard.append(param_group["name"])
+        super().add_param_group(param_group)
+
+
+FACTORIES: dict[str, Callable[..., Any]] = {
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "options": functools.partial(torch.optim.Adam, betas=(0.5, 0.6), amsgrad=True, fused=True),
+    "decay": functools.partial(torch.optim.AdamW, weight_decay=0.3),
+    "a partial of one": functools.partial(functools.partial(torch.optim.Adam, eps=1e-3), lr=0.5),
+    "SGD": torch.optim.SGD,
+    "a subclass": Listening,
+    "a function": lambda groups, **options: torch.optim.Adam(groups, **options),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_an_optimizer_is_made_as_its_factory_makes_it(name: str) -> None:
+    factory = FACTORIES[name]
+    optimizer = GroupedOptimizer(factory, {"model": 0.1, "guide": 0.2})
+    groups = {"model": leaves(1), "guide": leaves(2)}
+    optimizer.sync(groups)
+    parts = [
+        {"params": members, "name": key, "lr": optimizer.lr[key]}  # type: ignore[index]
+        for key, members in groups.items()
+    ]
+    fused = {"fused": True} if factory is torch.optim.Adam else {}
+    wanted, found = factory(parts, **fused), optimizer.built
+    assert type(found) is type(wanted) and found.param_groups == wanted.param_groups
+    assert found.defaults == wanted.defaults and list(vars(found)) == list(vars(wanted))
+    assert repr(found) == repr(wanted) and found.state_dict() == wanted.state_dict()
+    late = leaves(1)
+    for one in (found, wanted):  # torch's own method is there again
+        one.add_param_group({"params": late, "name": "estimators"})
+    assert found.param_groups == wanted.param_groups
+    assert getattr(found, "heard", None) == getattr(wanted, "heard", None)
+
+
+def test_torchs_refusals_are_torchs() -> None:
+    with pytest.raises(ValueError, match="Invalid beta"):
+        wrong = functools.partial(torch.optim.Adam, betas=(2.0, 0.9))
+        GroupedOptimizer(wrong, 0.1).sync({"model": leaves(1)})
+    with pytest.raises(ValueError, match="can't optimize a non-leaf"):
+        GroupedOptimizer(torch.optim.Adam, 0.1).sync({"model": [leaves(1)[0] * 2]})
+    twice = leaves(1)[0]
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        GroupedOptimizer(torch.optim.Adam, 0.1).sync({"model": [twice], "guide": [twice]})
+
+
+def followed(optimizer: GroupedOptimizer, names: dict[int, str]) -> None:
+    """Every way in which torch's methods are called."""
+    optimizer.load_state_dict(optimizer.state_dict(names), names)
+    optimizer.follow()
+    optimizer.sync({"estimators": leaves(1)})
+
+
+@pytest.mark.parametrize("where", ["class", "subclass", "instance"])
+@pytest.mark.parametrize("name", ["add_param_group", "state_dict", "load_state_dict"])
+def test_methods_that_are_not_torchs_own_are_called(
+    name: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a library puts them in the place of torch's, with ``functools.wraps`` or without."""
+    kind = type("Users", (torch.optim.Adam,), {})
+    optimizer, names = built(torch.optim.Adam if where == "class" else kind)
+    owner: Any = {"class": torch.optim.Optimizer, "subclass": kind, "instance": optimizer.built}
+    known, calls = getattr(owner[where], name), []
+
+    @functools.wraps(known)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return known(*args, **kwargs)
+
+    monkeypatch.setattr(owner[where], name, counted)
+    followed(optimizer, names)
+    assert len(calls) == (1 if name == "add_param_group" else 2)
+
+
+def test_a_torch_that_decorates_otherwise_is_taken_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    methods = ("add_param_group", "state_dict", "load_state_dict")
+    for name in methods:
+        known = getattr(torch.optim.Optimizer, name)
+
+        def other(self: Any, *args: Any, _name: str = name, _known: Any = known) -> Any:
+            calls.append(_name)
+            return _known(self, *args)
+
+        monkeypatch.setattr(torch.optim.Optimizer, name, other)
+    monkeypatch.setattr(ours, "_DECORATOR", None)
+    optimizer, names = built()
+    followed(optimizer, names)
+    assert set(calls) == set(methods) and calls.count("add_param_group") == 3

@@ -38,6 +38,21 @@ def test_rows_are_those_of_the_data_set(rows: tuple[int, ...], named: str) -> No
         fit(broken(*rows), seed=0)
 
 
+def test_rows_of_validation_data_are_looked_at_too() -> None:
+    with pytest.raises(DataError, match=r"^val: site 'x'.*row 37 of the validation data; expected"):
+        fit(tiny.data(), broken(37), seed=0)
+
+
+def test_rows_far_away_whose_mask_does_not_shield_a_network() -> None:
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0).mask(x.isfinite()), obs=x)
+
+    with pytest.raises(DataError, match=r"row 37 of the data set; .*x\.nan_to_num\(\)"):
+        fit(broken(37), model=model)
+
+
 def test_missing_values_behind_a_mask_are_no_mistake() -> None:
     def model(x):
         with pyro.plate("data", len(x)):
@@ -50,7 +65,7 @@ def test_missing_values_behind_a_mask_are_no_mistake() -> None:
             pyro.sample("z", dist.Normal(slope * x.nan_to_num(), 1.0))
 
     svi = am.SVI(model, guide)
-    history = svi.fit(broken(3, 37), max_epochs=1, batch_size=8, progress=False)
+    history = svi.fit(broken(3, 37), broken(5), max_epochs=1, batch_size=8, progress=False)
     assert math.isfinite(history["train_loss"][0])
 
 

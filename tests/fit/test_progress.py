@@ -22,8 +22,9 @@ def test_plain_lines_are_few_and_end_with_the_last_epoch() -> None:
     drive(progress.Plain(Console(file=out), "/3"))
     lines = out.getvalue().splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("epoch 1/3  train_loss 10.00  val_loss 11.00  kl 2.00  ")
-    assert lines[1].startswith("epoch 3/3  train_loss 3.33") and lines[1].endswith("/s")
+    assert lines[0].startswith("epoch 1/3  train_loss 10.00  val_loss 11.00  kl 2.00")
+    # twelve batches in no time: there is no rate to speak of
+    assert lines[1] == "epoch 3/3  train_loss 3.33  val_loss 11.00  kl 2.00"
 
 
 def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +49,7 @@ def test_the_weight_of_the_kl_is_shown_where_there_is_one() -> None:
     shown = {"train_loss": 1.0, "val_loss": 2.0, "kl": 3.0, "kl_weight": 0.25}
     assert (
         progress.summary(shown, 5.0)
-        == "train_loss 1.00  val_loss 2.00  kl 3.00  kl_weight 0.25  5/s"
+        == "train_loss 1.00  val_loss 2.00  kl 3.00  kl_weight 0.25  5 rows/s"
     )
 
 
@@ -77,13 +78,25 @@ def test_the_reporter_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     drive(progress.Silent())
 
 
-def test_speed_counts_data_points(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_counts_data_points_after_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     speed = progress._Speed()
-    now[0] = 0.5
-    speed.add(100)
-    assert speed() == pytest.approx(200.0)
-    now[0] = 2.0
-    speed.add(100)
+    assert speed() is None
+    rates = []
+    # set-up takes half a minute, then a second has 200 rows, and a later one 100
+    for moment, rows in ((30.0, 100), (30.05, 10), (30.5, 90), (31.5, 100), (32.25, 75)):
+        now[0] = moment
+        speed.add(rows)
+        rates.append(speed())
+    assert rates == [None, None, *map(pytest.approx, (200.0, 200.0 / 1.5, 100.0))]
+    now[0] = 99.0  # the time after the last batch is not training's
     assert speed() == pytest.approx(100.0)
+
+
+def test_a_training_that_was_finished_before_has_no_speed() -> None:
+    out = io.StringIO()
+    report, history = progress.Plain(Console(file=out), "/1"), History(1)
+    history.record({"train_loss": 10.0})
+    report.close(history)
+    assert out.getvalue() == "epoch 1/1  train_loss 10.00\n"

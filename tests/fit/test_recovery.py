@@ -515,7 +515,7 @@ def test_a_bad_validation_is_a_notice_once_an_epoch(policy: str) -> None:
     history = fit(pair(), None, in_order(1, 2), max_epochs=2, non_finite=policy)
     assert all(map(math.isnan, history["val_loss"])) and len(history.notices) == 2
     for epoch, notice in enumerate(history.notices, 1):
-        assert notice.startswith(f"epoch {epoch}, validation batch 2: the loss is nan")
+        assert notice.startswith(f"epoch {epoch}, validation batch 2: check the validation data: ")
 
 
 def test_a_bad_validation_raises_with_epoch_and_batch(tmp_path) -> None:
@@ -523,7 +523,7 @@ def test_a_bad_validation_raises_with_epoch_and_batch(tmp_path) -> None:
     with pytest.raises(NonFiniteError) as caught:
         fit(pair(), None, in_order(2), max_epochs=2, callbacks=[saving])
     sentence = caught.value.args[0]
-    assert sentence.startswith("epoch 1, validation batch 3: the loss is nan: non-finite log-prob")
+    assert sentence.startswith("epoch 1, validation batch 3: check the validation data: the loss ")
     assert "step-00000005)" in sentence and "log-probability" in caught.value.table
 
 

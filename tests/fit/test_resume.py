@@ -403,3 +403,24 @@ def test_another_number_of_threads_is_told(tmp_path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         noisy().fit(tiny.data(SIZE), resume_from=tmp_path, **fit)
+
+
+class Cut(Callback):
+    """Ends training when the first validation is done, and not yet recorded."""
+
+    def on_validation_epoch_end(self, state) -> None:
+        raise Stop
+
+
+def test_a_validation_that_was_cut_short_comes_again_in_the_same_order(tmp_path) -> None:
+    def fit(*callbacks: Callback, **options) -> am.History:
+        own = torch.Generator().manual_seed(1)
+        val = DataLoader(TensorDataset(tiny.data(12)), 5, shuffle=True, generator=own)
+        svi = am.SVI(tiny.local_model, tiny.param_guide)
+        given = {"max_epochs": 2, "seed": 3, "progress": False, "limit_val_batches": 1} | options
+        return svi.fit((tiny.data(20),), val, batch_size=8, callbacks=callbacks, **given)
+
+    with pytest.raises(Stop):
+        fit(Cut(), am.ModelCheckpoint(tmp_path))
+    again = fit(am.ModelCheckpoint(tmp_path), seed=None, resume_from=tmp_path)
+    assert again["val_loss"] == fit()["val_loss"]

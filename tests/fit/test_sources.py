@@ -37,6 +37,16 @@ def test_every_number_comes_as_numpy_has_it(dtype: str, in_file: bool, tmp_path:
     assert rows.select(ROWS).dtype == kinds.get(array.dtype.kind, rows.span(0, 1).dtype)
 
 
+@pytest.mark.parametrize("picked", [False, True])
+def test_a_batch_in_memory_can_be_written_to(picked: bool) -> None:
+    tensor = torch.tensor(NUMBERS)
+    rows = Picked(InMemory(tensor), range(20)) if picked else InMemory(tensor)
+    batch = rows.batch(4, 9)
+    assert torch.equal(batch, rows.span(4, 9))
+    batch.zero_()
+    assert torch.equal(tensor, torch.tensor(NUMBERS))
+
+
 def test_a_batch_of_a_file_can_be_written_to(tmp_path: Path) -> None:
     for mode in ("r", "r+"):
         array = mapped(tmp_path, NUMBERS.astype(np.float32), mode)

@@ -1,5 +1,7 @@
 import copy
 import math
+import weakref
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import amortized as am
 from amortized.errors import NonFiniteError
+from amortized.estimate import Estimate
 from amortized.estimators.baselines import MovingAverage
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.step import Stepper
@@ -38,10 +41,49 @@ def by_hand(x: torch.Tensor, m: float, size: int) -> float:
 def test_global_latents_count_once(rows: slice) -> None:
     x = tiny.data(5)[rows]
     step = stepper(tiny.global_model, tiny.point_guide(0.5))
-    terms = step.step(x, DataPlate(None, 5))
+    terms = step.accumulate(x, DataPlate(None, 5))
     assert terms.per_datum
     assert terms.values["loss"].item() == pytest.approx(by_hand(x, 0.5, 5), rel=1e-5)
     assert terms.values["elbo"].item() == pytest.approx(-by_hand(x, 0.5, 5), rel=1e-5)
+
+
+@pytest.mark.parametrize("compile", ["off", "graph", "inductor"])
+def test_the_loss_of_a_step_is_that_among_its_terms(compile: Any) -> None:
+    """To the last bit, though a step alone leaves the other terms out."""
+
+    def taken(alone: bool) -> list[Any]:
+        seed(0)
+        optimizer = GroupedOptimizer(torch.optim.Adam, 0.1)
+        step = Stepper(tiny.ModuleModel(), tiny.ModuleGuide(), VariationalLoss(), optimizer)
+        step.compile, data = compile, DataPlate(None, 7)
+        losses: list[Any] = []
+        for _ in range(8):
+            if alone:
+                losses.append(step.step(tiny.data(5), data))
+            else:
+                losses.append(step.accumulate(tiny.data(5), data).values["loss"].item())
+                step.apply()
+        return losses + [leaf.tolist() for leaf in step.optimizer.leaves()]
+
+    assert taken(True) == taken(False)
+
+
+def test_a_step_alone_computes_no_terms_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the programs left behind is gone when the optimizer moves."""
+    step, alive = stepper(tiny.ModuleModel(), tiny.ModuleGuide()), []
+    step.warm_up(tiny.data(4))
+    known, found = step.loss.estimate, []
+
+    def estimate(*args: Any, **kwargs: Any) -> Any:
+        made = known(*args, **kwargs)
+        found.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(step.loss, "estimate", estimate)
+    monkeypatch.setattr(step.optimizer, "step", lambda: alive.append(found[-1]() is not None))
+    monkeypatch.setattr(Estimate, "kl", property(lambda estimate: pytest.fail("not asked for")))
+    step.step(tiny.data(4), NO_SIZE)
+    assert alive == [False]
 
 
 def test_a_declared_size_is_believed() -> None:
@@ -51,8 +93,8 @@ def test_a_declared_size_is_believed() -> None:
             pyro.sample("x", dist.Normal(m, 1.0), obs=x[:2])
 
     x = tiny.data(5)
-    terms = stepper(model, tiny.point_guide(0.5)).step(x, NO_SIZE)
-    assert terms.values["loss"].item() == pytest.approx(by_hand(x[:2], 0.5, 5), rel=1e-5)
+    loss = stepper(model, tiny.point_guide(0.5)).step(x, NO_SIZE)
+    assert loss == pytest.approx(by_hand(x[:2], 0.5, 5), rel=1e-5)
 
 
 def test_without_a_data_plate_numbers_are_totals() -> None:
@@ -61,7 +103,7 @@ def test_without_a_data_plate_numbers_are_totals() -> None:
         pyro.sample("x", dist.Normal(m, 1.0).expand([len(x)]).to_event(1), obs=x)
 
     x = tiny.data(5)
-    terms = stepper(model, tiny.point_guide(0.5)).step(x, DataPlate(None, 5))
+    terms = stepper(model, tiny.point_guide(0.5)).accumulate(x, DataPlate(None, 5))
     assert not terms.per_datum
     assert terms.values["loss"].item() == pytest.approx(5 * by_hand(x, 0.5, 5), rel=1e-5)
 
@@ -330,15 +372,11 @@ def test_a_state_brings_everything_back() -> None:
     for _ in range(3):
         step.step(tiny.data(4), NO_SIZE)
     state = copy.deepcopy(step.state_dict())
-    ahead = [
-        step.step(tiny.data(4), NO_SIZE).values["loss"].item() for _ in range(2) if not seed(1)
-    ]
+    ahead = [step.step(tiny.data(4), NO_SIZE) for _ in range(2) if not seed(1)]
     step.accumulate(tiny.data(4), NO_SIZE)
     step.load_state_dict(state)
     assert step.steps == 3 and not step.pending
-    assert [
-        step.step(tiny.data(4), NO_SIZE).values["loss"].item() for _ in range(2) if not seed(1)
-    ] == ahead
+    assert [step.step(tiny.data(4), NO_SIZE) for _ in range(2) if not seed(1)] == ahead
 
 
 def seed(number: int) -> None:

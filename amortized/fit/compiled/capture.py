@@ -9,9 +9,10 @@ the same at every step; `audit` holds it to that.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, final
 
 import numpy as np
@@ -30,7 +31,7 @@ from amortized.checks.isolation import generators_kept, outside_states
 from amortized.estimate import Estimate
 from amortized.fit.buffers import MovingBuffers, put_back
 from amortized.fit.compiled.tidy import own_outputs, tidied
-from amortized.fit.rng import restore_torch, torch_state
+from amortized.fit.rng import preserved_rng
 from amortized.fit.terms import Terms
 from amortized.programs.records import DataPlate
 
@@ -58,7 +59,7 @@ _PLAIN: Final = (
 _LEADING: Final = 3
 
 Evaluate = Callable[[Any, DataPlate, float | Tensor], Estimate]
-"""The loss of a batch with its data plate, under a weight of the KL, in training mode."""
+"""The loss of a batch with its data plate, under a weight of the KL."""
 
 
 class CaptureError(Exception):
@@ -77,50 +78,56 @@ class StepProgram:
     """What a step runs: the loss of a batch, what estimators learn of it, and what runs move.
 
     ``around`` is entered around each run, and told whether the run is being captured. ``programs``
-    are the model and the guide.
+    are the model and the guide. ``gradient``: a step of training, not of validation.
     """
 
     evaluate: Evaluate
     learn: Callable[[Estimate], None]
     around: Callable[[bool], AbstractContextManager[None]]
     programs: tuple[Callable[..., Any], ...] = ()
+    gradient: bool = True
 
 
-@dataclass(frozen=True, eq=False)
+@final
 class StepInputs:
     """What one step is given.
 
     ``weight`` is the share of the batch in its group of accumulated ones.
+
+    Attributes:
+        tensors: the batch's tensors, then the weights that are not one.
+        others: the batch's leaves, with a mark in the place of tensors.
     """
 
-    batch: Any
-    leaves: Sequence[Tensor]
-    data: DataPlate
-    kl_weight: float = 1.0
-    weight: float = 1.0
-    tensors: list[Tensor] = field(init=False)
-    """The batch's tensors, then the weights that are not one."""
-    others: list[Any] = field(init=False)
-    """The batch's leaves, with a mark in the place of tensors."""
-    spec: TreeSpec | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        leaves, spec = _flattened(self.batch)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        # a one stays a number, so that the graph has no use for it
-        precision = next((p.dtype for p in self.leaves if p.is_floating_point()), None)
-        moving = [w for w in (self.kl_weight, self.weight) if w != 1.0]
-        weights = [torch.tensor(w, dtype=precision) for w in moving]
-        object.__setattr__(self, "tensors", tensors + weights)
-        for leaf in leaves:
-            if not isinstance(leaf, (Tensor, *_PLAIN)):
+    def __init__(
+        self,
+        batch: Any,
+        leaves: Sequence[Tensor],
+        data: DataPlate,
+        kl_weight: float = 1.0,
+        weight: float = 1.0,
+    ) -> None:
+        self.leaves, self.data = leaves, data
+        self.kl_weight, self.weight = kl_weight, weight
+        self.tensors: list[Tensor] = []
+        self.others: list[Any] = []
+        found, self.spec = _flattened(batch)
+        for leaf in found:
+            if isinstance(leaf, Tensor):
+                self.tensors.append(leaf)
+                self.others.append(_TENSOR)
+            elif isinstance(leaf, _PLAIN):
+                self.others.append(leaf)
+            else:
                 raise CaptureError(
                     f"the batch holds a {type(leaf).__name__}, of which a capture cannot know when "
                     "it is another; pass tensors"
                 )
-        others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        object.__setattr__(self, "others", others)
-        object.__setattr__(self, "spec", spec)
+        # a one stays a number, so that the graph has no use for it
+        for moving in (kl_weight, weight):
+            if moving != 1.0:
+                precision = next((p.dtype for p in leaves if p.is_floating_point()), None)
+                self.tensors.append(torch.tensor(moving, dtype=precision))
 
     def signature(self) -> Hashable:
         """Equal for steps that one graph can serve, as far as inputs tell."""
@@ -128,7 +135,7 @@ class StepInputs:
             tuple([(t.shape, t.stride(), t.dtype, t.device) for t in self.tensors]),
             tuple([None if value is _TENSOR else _text(value) for value in self.others]),
             None if self.spec is None else repr(self.spec),
-            tuple(leaf.requires_grad for leaf in self.leaves),
+            tuple([leaf.requires_grad for leaf in self.leaves]),
             self.data,
             (self.kl_weight != 1.0, self.weight != 1.0),
             (torch.get_default_dtype(), _autocast_type()),
@@ -206,9 +213,8 @@ class StepGraph:
 
     def serves(self, inputs: StepInputs) -> bool:
         """Whether the parameters are still those of the capture."""
-        return len(self.leaves) == len(inputs.leaves) and all(
-            ours is theirs for ours, theirs in zip(self.leaves, inputs.leaves, strict=True)
-        )
+        same = map(operator.is_, self.leaves, inputs.leaves)
+        return len(self.leaves) == len(inputs.leaves) and all(same)
 
     def eager(self, *tensors: Tensor) -> list[Tensor]:
         """The step as the programs are written and as training takes it, with the same outputs."""
@@ -236,7 +242,7 @@ class StepGraph:
         estimate = self.program.evaluate(batch, self.data, kl_weight)
         loss = estimate.loss / (estimate.data_size or 1)
         loss = loss * share if isinstance(share, Tensor) else loss
-        gradients = differentiate(loss)
+        gradients = differentiate(loss) if self.program.gradient else {}
         self.program.learn(estimate)
         terms = Terms.of(estimate)
         outputs = Outputs(tuple(terms.values), terms.per_datum, terms.local, tuple(gradients))
@@ -260,12 +266,11 @@ class StepGraph:
     @contextmanager
     def _put_back(self) -> Iterator[None]:
         """Around a run that leaves no trace in generators and buffers."""
-        state, before = torch_state(), self.buffers.copies()
-        with generators_kept(*self.program.programs):
+        before = self.buffers.copies()
+        with preserved_rng(), generators_kept(*self.program.programs):
             try:
                 yield
             finally:
-                restore_torch(state)
                 put_back(before)
 
     def _gradients(self, loss: Tensor) -> dict[int, Tensor]:

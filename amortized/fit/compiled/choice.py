@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-# a capture costs about as much as so many eager steps gain
+# a capture costs about as much as so many replays save; one without gradients costs a fourth
 _CAPTURE_STEPS: Final = 400
+_CAPTURE_EVALUATIONS: Final = 80
 # seconds: torch's compiler, a graph of few calls; each further call; what each call costs a replay
 _COMPILE_ONCE: Final = 6.0
 _COMPILE_CALL: Final = 0.04
@@ -35,13 +36,13 @@ class Outlook:
         return self.past if self.future is None else self.future
 
 
-def worth_capturing(outlook: Outlook) -> bool:
+def worth_capturing(outlook: Outlook, *, gradient: bool = True) -> bool:
     """Whether the steps to come repay the capture.
 
     >>> worth_capturing(Outlook(1, 100)), worth_capturing(Outlook(1, 5000))
     (False, True)
     """
-    return outlook.steps >= _CAPTURE_STEPS
+    return outlook.steps >= (_CAPTURE_STEPS if gradient else _CAPTURE_EVALUATIONS)
 
 
 def worth_compiling(outlook: Outlook, calls: int) -> bool:

@@ -35,8 +35,9 @@ COMPILE: Final = ("off", "graph", "inductor", "auto")
 # "inductor" compiles the first signature at once, another (a short last batch) when it has come
 # so often
 _RARE: Final = 200
-# "auto" looks at so many steps first
+# "auto" looks at so many steps first, and at so many batches of validation
 _LOOK: Final = 25
+_LOOK_AT_EVALUATIONS: Final = 20
 # a graph holds its constants: of more signatures than these, the later ones stay eager
 _MOST_GRAPHS: Final = 64
 # more than graphs: of those without one, the oldest is forgotten
@@ -120,6 +121,8 @@ class CompiledSteps:
         """The programs' own."""
         self._held = HeldValues(list(program.programs), every)
         self._met: dict[Hashable, list[Signature]] = {}
+        self._last: tuple[Hashable, list[Signature]] = (None, [])
+        """The newest of them: most steps are as the one before."""
         self._saved: dict[str, dict[str, Any]] = {}
         self._main: str | None = None
         self._total = self._version = 0
@@ -128,9 +131,10 @@ class CompiledSteps:
         """What is known of steps with these inputs."""
         version = self._version = self._held.version()
         key = (inputs.signature(), tuple([held["training"] for held in self._modes]))
-        if key not in self._met and len(self._met) >= _MOST_SIGNATURES:
-            self._met.pop(next(k for k, found in self._met.items() if not found[-1].graph), None)
-        variants = self._met.setdefault(key, [])
+        last, variants = self._last
+        if key != last:
+            variants = self._variants(key)
+            self._last = key, variants
         for found in variants:
             if version in found.versions:
                 return found
@@ -141,6 +145,12 @@ class CompiledSteps:
             setattr(found, name, value)
         self._main = self._main or found.name
         return found
+
+    def _variants(self, key: Hashable) -> list[Signature]:
+        """What is known of a signature."""
+        if key not in self._met and len(self._met) >= _MOST_SIGNATURES:
+            self._met.pop(next(k for k, found in self._met.items() if not found[-1].graph), None)
+        return self._met.setdefault(key, [])
 
     def step(
         self, found: Signature, inputs: StepInputs, keep: Callable[[], Any] | None = None
@@ -210,6 +220,7 @@ class CompiledSteps:
         """Takes that back; from nothing, nothing is known."""
         self._main, self._total = state.get("main"), state.get("total", 0)
         self._saved, self._met = dict(state.get("signatures", {})), {}
+        self._last = None, []
 
     def _captured(self, found: Signature, inputs: StepInputs) -> bool:
         """Whether a graph serves such steps; made or compiled when it is time."""
@@ -223,10 +234,10 @@ class CompiledSteps:
                 found.eager = True
                 return False
             self._take(found, self._graph(found, inputs))
-        if self.mode == "auto" and not found.compiled and found.watch.slower("replay", "eager"):
-            found.eager = True
-            return False
-        return True
+        if self.mode == "auto" and not found.compiled:
+            slower = found.watch.slower("replay", "eager")
+            found.eager = slower or self._changed_too_soon(found)
+        return not found.eager
 
     def _function(self, found: Signature, inputs: StepInputs) -> Replay | None:
         """The replay, or the compiled step; compiled when it is time."""
@@ -254,6 +265,12 @@ class CompiledSteps:
             stacklevel=2,
         )
 
+    def _changed_too_soon(self, found: Signature) -> bool:
+        """Whether a graph of validation must be looked at again before it has paid for itself."""
+        if self._program.gradient or self._version in found.versions:
+            return False
+        return not worth_capturing(Outlook(found.replays, None), gradient=False)
+
     def _outlook(self, found: Signature) -> Outlook:
         share = found.seen / max(1, self._total)
         return Outlook(found.seen, None if self.to_come is None else self.to_come * share)
@@ -261,10 +278,12 @@ class CompiledSteps:
     def _time_to_capture(self, found: Signature) -> bool:
         if self.mode != "auto":
             return found.seen > 1
-        return found.seen > _LOOK and worth_capturing(self._outlook(found))
+        gradient = self._program.gradient
+        look = _LOOK if gradient else _LOOK_AT_EVALUATIONS
+        return found.seen > look and worth_capturing(self._outlook(found), gradient=gradient)
 
     def _time_to_compile(self, found: Signature, graph: StepGraph) -> bool:
-        if found.interpreted or self.mode == "graph":
+        if found.interpreted or self.mode == "graph" or not self._program.gradient:
             return False
         if found.was_compiled:
             return True

@@ -24,6 +24,11 @@ def test_a_capture_needs_steps_to_come(future: float, chosen: bool) -> None:
     assert worth_capturing(Outlook(int(future), None)) is chosen
 
 
+@pytest.mark.parametrize(("future", "chosen"), [(0, False), (79, False), (80, True), (1e9, True)])
+def test_a_capture_without_gradients_needs_fewer(future: float, chosen: bool) -> None:
+    assert worth_capturing(Outlook(10**6, future), gradient=False) is chosen
+
+
 def least_steps(calls: int) -> int:
     """The smallest number of steps to come that is worth a compilation."""
     low, high = 0, 10**12

@@ -3,6 +3,9 @@
 from amortized.checks.check import check as check
 from amortized.checks.report import Finding as Finding
 from amortized.checks.report import Report as Report
+from amortized.compare.gradients import compare_gradients as compare_gradients
+from amortized.compare.result import GradientComparison as GradientComparison
+from amortized.compare.result import GradientRow as GradientRow
 from amortized.errors import AmortizedError as AmortizedError
 from amortized.errors import CheckpointError as CheckpointError
 from amortized.errors import CheckWarning as CheckWarning

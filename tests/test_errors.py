@@ -22,14 +22,22 @@ KINDS = [
 CHILDREN = [*KINDS, am.DataError]  # bad data are a wrong call, too
 
 # raised and caught inside the package, never shown
-INTERNAL = {"DeeperPlatesError", "MoreRowsError", "Interrupted", "CaptureError"}
+INTERNAL = {
+    "DeeperPlatesError",
+    "MoreRowsError",
+    "Interrupted",
+    "CaptureError",
+    "_NotRecordedError",
+}
 # raised and turned into one of ours in the same file, or built there
 SPECIAL = {
+    "candidates": {"type(error)"},
     "checkpoint": {"_unreadable"},
     "checkpoint_files": {"BlockingIOError"},
     "checkpoint_metadata": {"ValueError"},
     "checkpoint_values": {"_refused"},
     "mapped": {"ValueError"},
+    "moments": {"ValueError"},
     "report": {"CODES[self.errors[0].code]"},
     "survey": {"TypeError"},
 }

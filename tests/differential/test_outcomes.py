@@ -61,8 +61,19 @@ def test_tree_says_what_is_wrong():
         estimate_law(lambda tree: tree.sample(dist.Bernoulli(torch.full((9,), 0.5))), limit=100)
     with pytest.raises(TypeError, match="'z'"):
         estimate_law(lambda tree: tree.sample(dist.Poisson(1.0), site="z"))
-    with pytest.raises(NotImplementedError):
-        OutcomeTree().uniform((2,), torch.zeros(()))
+
+
+@pytest.mark.parametrize("logit", [0.0, 0.4, -3.0])
+def test_uniform_numbers_are_integrated_exactly_between_the_kinks(logit):
+    """A cubic in u with jumps where antithetic bits jump, of two uniforms at once."""
+    p = torch.sigmoid(torch.tensor(logit))
+
+    def run(tree):
+        u, v = tree.uniform((2,), torch.tensor(logit), site="z")
+        return (u < p) * u**3 + (v > 1 - p) * v * u
+
+    truth = p**4 / 4 + (1 - (1 - p) ** 2) / 2 * 0.5
+    assert torch.allclose(estimate_law(run).mean, truth, rtol=1e-12)
 
 
 def two_bits(phi, b):

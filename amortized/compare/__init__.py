@@ -1,0 +1,1 @@
+"""Comparisons of estimators by measurement: bias, variance, seconds."""

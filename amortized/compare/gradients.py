@@ -1,0 +1,201 @@
+"""`compare_gradients`: which estimator is unbiased, and which has the least variance a second."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from amortized.checks.isolation import isolated, seed_torch
+from amortized.compare.candidates import CandidateSpec, Pair, as_candidate, naming
+from amortized.compare.groups import Trained, trained
+from amortized.compare.measure import LEAST_DRAWS, Measured, measure, seconds_a_draw
+from amortized.compare.moments import GroupSums, bias_of
+from amortized.compare.reference import Reference, ReferenceKind, reference_of
+from amortized.compare.result import GradientComparison, GradientRow
+from amortized.errors import UsageError
+from amortized.programs.run import Program
+
+# how often a comparison of unbiased candidates flags any of its rows, at most
+LEVEL: Final = 0.01
+
+
+def compare_gradients(
+    model: Program,
+    guide: Program,
+    batch: Any,
+    candidates: Mapping[str, CandidateSpec],
+    *,
+    num_draws: int = 1000,
+    warmup_steps: int = 0,
+    reference: ReferenceKind = "auto",
+    parameters: Sequence[str] | str | None = None,
+    seed: int | None = None,
+) -> GradientComparison:
+    r"""Measure the gradient estimates of several losses at the present parameters.
+
+    For each candidate and group of parameters, over draws :math:`g` of the gradient of the loss
+    (of minus the bound, summed over data with the program's scales, in nats):
+
+    .. math::
+        \text{bias} = \lVert E\,g - \nabla\mathcal L \rVert, \quad
+        \text{variance} = \operatorname{tr} \operatorname{Cov} g, \quad
+        \text{SNR} = \lVert E\,g \rVert / \sqrt{\text{variance}}, \quad
+        \text{work} = \text{variance} \times \text{seconds}
+
+    Groups are the model's parameters, the guide's, for several sites those of the guide that enter
+    the law of one site only, and single parameters on request.
+
+    The reference is exact where enumeration of all finite sites leaves nothing to chance; else it
+    is the mean of other draws, ten times as many, of the unbiased candidate with the least
+    variance (or of the loss with all finite sites enumerated), whose error is part of z, p-value
+    and interval. Losses with other bounds have references of their own.
+
+    Nothing is disturbed: parameters, buffers, generators, Pyro's store and the state of the given
+    losses stay as they are.
+
+    Args:
+        model: the generative program.
+        guide: the inference program.
+        batch: what both are called with: a tensor, a tuple or a dict.
+        candidates: by name: a `VariationalLoss`, a loss of Pyro's, a mapping of estimators by site,
+            or one estimator (or its name) for all sites.
+        num_draws: of each candidate, at least 50.
+        warmup_steps: as many draws move what estimators remember before the first one counts.
+        reference: ``"exact"`` refuses anything but enumeration; ``"long"`` does without it.
+        parameters: names or globs of parameters that get rows of their own.
+        seed: of all draws; default one that follows from the state of torch's generator.
+
+    Raises:
+        UsageError: a wrong argument, nothing to compare, no parameter, no exact reference.
+        ProgramError: a program fails on the batch.
+        NonFiniteError: a gradient that is not finite.
+        AmortizedError: as the candidate's loss raises it, with the name of the candidate.
+
+    >>> import amortized as am, pyro, pyro.distributions as dist
+    >>> def model(): pyro.factor("f", (pyro.sample("b", dist.Bernoulli(0.3)) - 0.45) ** 2)
+    >>> def guide(): pyro.sample("b", dist.Bernoulli(logits=pyro.param("phi", torch.tensor(0.))))
+    >>> found = compare_gradients(model, guide, (), {"arm": "arm", "disarm": "disarm"}, seed=0)
+    >>> found.row("arm", "guide").flagged, found.how
+    (False, {'the ELBO': 'exact, by enumeration'})
+    """
+    asked = _asked(parameters)
+    _refuse(candidates, num_draws, warmup_steps, reference, seed)
+    made = {name: as_candidate(name, spec) for name, spec in candidates.items()}
+    pair = Pair(model, guide, batch)
+    with isolated(model, guide):
+        _seed(seed)
+        streams = torch.randint(2**62, (len(made) + 1,)).tolist()
+        known = trained(pair, asked)
+        measured = {}
+        for stream, (name, candidate) in zip(streams, made.items(), strict=False):
+            seed_torch(stream)
+            with naming(f"candidate {name!r}"):
+                measured[name] = measure(candidate, pair, known, num_draws, warmup_steps)
+        seed_torch(streams[-1])
+        references = {
+            target: reference_of(target, measured, pair, known, reference)
+            for target in dict.fromkeys(m.candidate.target for m in measured.values())
+        }
+        seconds = seconds_a_draw(measured)
+    return _result(measured, references, known, seconds)
+
+
+def _asked(parameters: Sequence[str] | str | None) -> list[str]:
+    if parameters is None:
+        return []
+    names = [parameters] if isinstance(parameters, str) else list(parameters)
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"parameters={parameters!r}: expected names or globs, such as 'guide.*'")
+    return names
+
+
+def _refuse(
+    candidates: object, num_draws: object, warmup_steps: object, reference: object, seed: object
+) -> None:
+    if not isinstance(candidates, Mapping) or not candidates:
+        raise UsageError(
+            f"candidates={candidates!r}: expected a dict of losses or estimators by name, such as "
+            "{'disarm': 'disarm', 'pyro': pyro.infer.Trace_ELBO()}"
+        )
+    if type(num_draws) is not int or num_draws < LEAST_DRAWS:
+        raise UsageError(
+            f"num_draws={num_draws!r}: expected an int, at least {LEAST_DRAWS}, since intervals "
+            "and p-values rest on the central limit theorem"
+        )
+    if type(warmup_steps) is not int or warmup_steps < 0:
+        raise UsageError(f"warmup_steps={warmup_steps!r}: expected an int, at least 0")
+    if reference not in ("auto", "exact", "long"):
+        raise UsageError(f"reference={reference!r}: expected 'auto', 'exact' or 'long'")
+    if seed is not None and type(seed) is not int:
+        raise UsageError(f"seed={seed!r}: expected an int or None")
+
+
+def _seed(seed: int | None) -> None:
+    """All generators, which the caller has put back."""
+    if seed is not None:
+        seed_torch(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+
+
+def _result(
+    measured: Mapping[str, Measured],
+    references: Mapping[str, Reference],
+    known: Trained,
+    seconds: Mapping[str, float],
+) -> GradientComparison:
+    tests = len(measured) * len(known.groups)
+    sums = {target: known.sums(reference.blocks) for target, reference in references.items()}
+    rows = []
+    for name, m in measured.items():
+        pairs = zip(known.sums(m.blocks), sums[m.candidate.target], strict=True)
+        for group, (found, reference) in zip(known.groups, pairs, strict=True):
+            rows.append(_row((name, group.name), found, reference, m, seconds[name], tests=tests))
+    return GradientComparison(
+        rows=rows,
+        means={name: known.by_name(m.blocks.mean) for name, m in measured.items()},
+        references={t: known.by_name(r.blocks.mean) for t, r in references.items()},
+        how={target: r.how for target, r in references.items()},
+        targets={name: m.candidate.target for name, m in measured.items()},
+        sampling={name: m.sampler.reason for name, m in measured.items()},
+        num_draws=next(iter(measured.values())).blocks.count,
+        level=LEVEL,
+    )
+
+
+def _row(
+    names: tuple[str, str],
+    found: GroupSums,
+    reference: GroupSums,
+    measured: Measured,
+    seconds: float,
+    *,
+    tests: int,
+) -> GradientRow:
+    bias = bias_of(found, reference)
+    low, high = found.variance_interval()
+    norm = float(found.mean.norm())
+    return GradientRow(
+        candidate=names[0],
+        group=names[1],
+        size=found.elements,
+        norm=norm,
+        bias=bias.norm,
+        bias_interval=bias.interval,
+        z=bias.z,
+        p_value=bias.p_value,
+        flagged=bias.p_value * tests < LEVEL,
+        declared_bias=measured.candidate.bias,
+        variance=found.variance,
+        variance_interval=(low, high),
+        snr=norm / math.sqrt(found.variance) if found.variance else math.inf,
+        seconds=seconds,
+        model_evaluations=measured.evaluations,
+        work=found.variance * seconds,
+        work_interval=(low * seconds, high * seconds),
+    )

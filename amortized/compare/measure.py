@@ -1,0 +1,104 @@
+"""One candidate's draws and times."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final, final
+
+import pyro
+
+from amortized.compare.candidates import Candidate, Pair
+from amortized.compare.draws import Sampler
+from amortized.compare.groups import SIDES, Trained
+from amortized.compare.moments import BlockSums, block_sums
+from amortized.errors import NonFiniteError
+
+# intervals and p-values rest on the central limit theorem
+LEAST_DRAWS: Final = 50
+_NAMED = 4
+# for the time of one draw: seconds a candidate, and turns
+_LIMIT = 0.1
+_LEAST_TURNS, _MOST_TURNS = 7, 50
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured of a candidate."""
+
+    candidate: Candidate
+    sampler: Sampler
+    blocks: BlockSums
+    evaluations: int | None
+
+    def variance(self, known: Trained) -> float:
+        """Of all parameters together: every one is the model's or the guide's."""
+        pairs = zip(known.groups, known.sums(self.blocks), strict=True)
+        return sum(part.variance for group, part in pairs if group.name in SIDES)
+
+
+def measure(
+    candidate: Candidate, pair: Pair, known: Trained, count: int, steps: int = 0
+) -> Measured:
+    """Evaluate once as training does, with all its looks, and then only draw.
+
+    Raises:
+        NonFiniteError: a gradient that is not finite.
+        AmortizedError: what the candidate's loss refuses.
+    """
+    leaves = list(known.leaves.values())
+    candidate.prepare(pair, steps)
+    candidate.gradient(pair, leaves)
+    with candidate.quiet(), pyro.validation_enabled(False):
+        sampler = Sampler(lambda: candidate.gradient(pair, leaves), (pair.model, pair.guide))
+        blocks = drawn(sampler, known, count)
+    return Measured(candidate, sampler, blocks, candidate.model_evaluations(pair))
+
+
+def seconds_a_draw(measured: Mapping[str, Measured]) -> dict[str, float]:
+    """Median times of one evaluation, taken in turns, so that a busy machine is as busy for all."""
+    times: dict[str, list[float]] = {name: [] for name in measured}
+    with ExitStack() as stack:
+        for found in measured.values():
+            stack.enter_context(found.candidate.quiet())
+        stack.enter_context(pyro.validation_enabled(False))
+        began = time.perf_counter()
+        for turn in range(_MOST_TURNS):
+            if turn >= _LEAST_TURNS and time.perf_counter() - began > _LIMIT * len(measured):
+                break
+            for name, found in measured.items():
+                times[name].append(found.sampler.seconds())
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def drawn_again(measured: Measured, known: Trained, count: int) -> BlockSums:
+    """Other draws of a candidate."""
+    with measured.candidate.quiet(), pyro.validation_enabled(False):
+        return drawn(measured.sampler, known, count)
+
+
+def drawn(sampler: Sampler, known: Trained, count: int) -> BlockSums:
+    """Draws as sums over blocks.
+
+    Raises:
+        NonFiniteError: naming the parameters.
+    """
+    found = block_sums(sampler.chunks(count), count, [group.columns for group in known.groups])
+    refuse_non_finite(found, known)
+    return found
+
+
+def refuse_non_finite(blocks: BlockSums, known: Trained) -> None:
+    """Raise where a draw was not finite."""
+    parts = known.by_name(blocks.mean)
+    bad = [name for name, part in parts.items() if not bool(part.isfinite().all())]
+    if bad:
+        names = ", ".join(map(repr, bad[:_NAMED])) + (" and others" if len(bad) > _NAMED else "")
+        raise NonFiniteError(
+            f"the gradient of {names} is NaN or infinite in some of {blocks.count} draws; expected "
+            "finite gradients; look for probabilities of 0 or 1, and for log, sqrt or a norm at 0"
+        )

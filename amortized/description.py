@@ -12,7 +12,7 @@ from amortized.breakdown import plain_text, terminal_width
 from amortized.objectives.base import Objective
 from amortized.programs.records import DataPlate, LatentSite, Run
 from amortized.programs.study import size_of
-from amortized.surrogate.bound import shared_plates
+from amortized.surrogate.outer import shared_plates
 
 
 @dataclass(frozen=True)

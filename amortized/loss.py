@@ -29,7 +29,8 @@ from amortized.programs.runner import Looks, Runner
 from amortized.programs.study import undisturbed
 from amortized.sites import SiteEstimators
 from amortized.surrogate.assemble import Assembled, Weight, assemble, assemble_trees
-from amortized.surrogate.bound import OuterScale, assemble_bound, shared_plates
+from amortized.surrogate.bound import assemble_bound
+from amortized.surrogate.outer import OuterScale, shared_plates
 
 # a key may name a site that only some branches reach: look this often before refusing it
 _LOOKS = 8

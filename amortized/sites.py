@@ -6,11 +6,13 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from amortized.errors import EstimatorError, UsageError
 from amortized.estimators.base import Estimator, Site, parameters_of
 from amortized.estimators.choice import Recipes, Spec
+from amortized.estimators.elements import support_moves
 
 
 class SiteEstimators(nn.Module):
@@ -45,6 +47,13 @@ class SiteEstimators(nn.Module):
         found = self.by_site[key]
         if not isinstance(found, Estimator):
             raise EstimatorError(f"site {site.name!r}: {found!r} is no estimator")
+        # a first run may be without gradients, so this is asked again
+        if found.scores and torch.is_grad_enabled() and support_moves(site.law):
+            raise EstimatorError(
+                f"site {site.name!r}: the support of its {site.family} moves with its parameters, "
+                f"so a score does not have mean zero and {found!r} would be biased; use "
+                "am.Pathwise(), or detach the bounds"
+            )
         return found
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

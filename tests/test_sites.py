@@ -144,3 +144,30 @@ def test_state_of_sites_not_met_yet_is_refused_with_the_remedy() -> None:
         fresh.load_state_dict(loss.state_dict())
     fresh.warm_up(program, program, ())
     fresh.load_state_dict(loss.state_dict())
+
+
+@pytest.mark.parametrize(
+    "estimator", [am.ScoreFunction(), am.RELAX(), am.DoublyReparameterized()], ids=repr
+)
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_support_that_moves_with_the_parameters_has_no_score(
+    estimator: am.Estimator, moves: bool
+) -> None:
+    """Where q is zero the density jumps, and the jump is no part of the score."""
+
+    def guide() -> None:
+        upper = pyro.param("upper", torch.tensor(1.5), constraint=dist.constraints.positive)
+        pyro.sample("z", dist.Uniform(0.0, upper if moves else upper.detach()))
+
+    def model() -> None:
+        pyro.sample("z", dist.Uniform(0.0, 3.0))
+
+    loss = am.VariationalLoss(estimators={"z": estimator})
+    loss.warm_up(model, guide, ())
+    if not moves:
+        assert loss.differentiable_loss(model, guide).isfinite()
+        return
+    with pytest.raises(am.EstimatorError, match=r"site 'z'.*Uniform moves.*am\.Pathwise"):
+        loss.differentiable_loss(model, guide)
+    pathwise = am.VariationalLoss(estimators={"z": am.Pathwise()})
+    assert pathwise.differentiable_loss(model, guide).requires_grad

@@ -207,6 +207,8 @@ class Estimator(nn.Module, ABC):
     weighted_base: bool = False
     #: True: where copies of dependent sites would be too many, those of this one may lie in rows
     in_rows: bool = False
+    #: True: it relies on scores of mean zero, which a support that moves with phi does not give
+    scores: bool = True
     #: True: the direct gradient of the site's own log q, of mean zero, is taken out (which runs the
     #: guide once more)
     frozen: bool = False

@@ -94,3 +94,13 @@ def linear_log_prob(law: Any, value: Tensor) -> Tensor:
         f"a {type(base_of(law)).__name__} has no log-probability at relaxed values; relaxed values "
         "need a Bernoulli or a OneHotCategorical in model and guide, under the same name"
     )
+
+
+def support_moves(law: Any) -> bool:
+    """Whether a bound of the support has a gradient: then the score does not have mean zero."""
+    try:
+        support = base_of(law).support
+    except NotImplementedError:
+        return False
+    bounds = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in bounds)

@@ -23,6 +23,7 @@ class Pathwise(Estimator):
     """
 
     label = "pathwise"
+    scores = False
     needs = "a model that is differentiable in the value"
     attached = True
 

@@ -274,7 +274,9 @@ def _continuous(site: Site, noise: Noise) -> Draw:
 
 
 def _derivatives(value: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(
+        value.sum(), leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
 
 
 def _wide(cost: Tensor, law: Any) -> Tensor:

@@ -185,6 +185,7 @@ class UnorderedSet(_Subset):
     """
 
     label = "unordered_set"
+    weighted_base = True
 
     def __init__(self, size: int = 2, *, baseline: bool = True) -> None:
         super().__init__(size, smallest=2, largest=_MAX_SIZE, baseline=baseline)

@@ -10,26 +10,31 @@ log-weights, one row at a time; the other particles, and the other sites, stay a
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Any, final
 
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Categorical
 
-from amortized.errors import EstimatorError, ProgramError
+from amortized.errors import EstimatorError
 from amortized.estimators.base import Cost, Noise
 from amortized.estimators.baselines import mean_of_others
 from amortized.objectives.base import Objective
-from amortized.programs.records import LatentSite, Layout, Plates, Run, SiteRecord, Term
+from amortized.programs.divergence import is_masked
+from amortized.programs.records import LatentSite, Layout, Plates, Run, Term
 from amortized.surrogate.assemble import Assembled, Weight, weighed
 from amortized.surrogate.costs import carries
+from amortized.surrogate.outer import shared_plates
 
 
 def assemble_bound(
-    run: Run, objective: Objective, noise: Noise, scale: Tensor | float, kl_weight: Weight = 1.0
+    run: Run,
+    objective: Objective,
+    noise: Noise,
+    scale: tuple[Tensor | float, bool],
+    kl_weight: Weight = 1.0,
 ) -> Assembled:
     """The bound per element of the shared plates, summed, with every site's surrogate.
 
@@ -37,15 +42,19 @@ def assemble_bound(
         run: on ``objective.num_particles`` particles.
         objective: the bound.
         noise: where the indices of summed-out sites at their base come from.
-        scale: what stands outside the logarithm, of `OuterScale`.
+        scale: what stands outside the logarithm, and whether that is every term's scale, of
+            `OuterScale`.
         kl_weight: how often the terms of latents count.
 
     Raises:
         EstimatorError: an estimator that needs a sum of terms.
         ProgramError: a subsampled plate that not all sites share.
     """
+    shared = shared_plates(run)
     for latent in run.latents:
         _refuse_additive(latent, objective)
+        _refuse_partly_masked(latent, run, objective)
+        _refuse_entangled(latent, shared, objective)
     table = _Table(run, noise, scale, kl_weight)
     log_w = table.rows(None)[0]
     total = (objective.bound(log_w) * table.factor).sum()
@@ -73,7 +82,7 @@ def _doubly_reparameterized(
     if not run.leaves:
         return None
     first, second = slopes(objective, log_w)
-    weights = (first - second) * table.factor
+    weights = (first - table.counted_alike(run) * second) * table.factor
     frozen = (table.log_weights_at_leaves(run) * weights).sum()
     names = list(run.leaves)
     found = torch.autograd.grad(
@@ -105,13 +114,45 @@ def _refuse_additive(latent: LatentSite, objective: Objective) -> None:
     )
 
 
+def _refuse_partly_masked(latent: LatentSite, run: Run, objective: Objective) -> None:
+    """A mask inside an event: log q counts once for some elements and not for others."""
+    fn = run.guide[latent.name].fn
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    if is_masked(fn):
+        raise EstimatorError(
+            f"site {latent.name!r} masks a part of its event, which {objective!r} does not serve "
+            "in this version; put the mask around the statement, poutine.mask(mask=...)"
+        )
+
+
+def _refuse_entangled(latent: LatentSite, shared: Plates, objective: Objective) -> None:
+    """All elements of a plate stand at the same copy: weights that add them up are no weights."""
+    inner = sorted(name for name, _ in latent.plates - shared)
+    if latent.draw.axis is None or latent.estimator.joint_copies or not inner:
+        return
+    raise EstimatorError(
+        f"site {latent.name!r} is evaluated for all elements of plate {inner[0]!r} in parallel by "
+        f"{latent.estimator!r}, and {objective!r} has one weight for the whole plate, since not "
+        "every latent and observation is in it; use am.ScoreFunction(am.LeaveOneOut()) or "
+        "am.DisARM() here, whose copies are joint draws, or am.ELBO()"
+    )
+
+
 class _Table:
     """The log-weights of a run, as functions of one site's copies."""
 
-    def __init__(self, run: Run, noise: Noise, scale: Tensor | float, kl_weight: Weight) -> None:
+    def __init__(
+        self,
+        run: Run,
+        noise: Noise,
+        scale: tuple[Tensor | float, bool],
+        kl_weight: Weight,
+    ) -> None:
         self.layout, self.latents = run.layout, run.latents
         self.shared = shared_plates(run)
-        self.factor = scale
+        self.factor, self.common = scale
+        self.guide = run.guide
         summed = {
             s.name
             for s in run.latents
@@ -144,6 +185,38 @@ class _Table:
             _reduced(term, self.shared, self.factor) for term in weighed(terms, self.kl_weight)
         ]
         return self._added(reduced, None)[0]
+
+    def counted(self, latent: LatentSite) -> Tensor | float:
+        """How often the site's own log q is in its log-weight: masks, scales, warm-up; detached."""
+        record = self.guide[latent.name]
+        share = self.kl_weight
+        if not self.common:
+            share = record.scale / self.factor * share
+        fn, masks = record.fn, [record.mask]
+        while isinstance(fn, MaskedDistribution):
+            masks.append(fn._mask)
+            fn = fn.base_dist
+        for mask in masks:
+            if mask is not None:
+                share = share * torch.as_tensor(mask).to(latent.draw.log_prob)
+        return share
+
+    def counted_alike(self, run: Run) -> Tensor | float:
+        """`counted` of the doubly reparameterized sites, which has to be one number.
+
+        Raises:
+            EstimatorError: masks or scales weigh their log q differently.
+        """
+        for latent in self.latents:
+            record = run.guide[latent.name]
+            masked = record.mask is not None or is_masked(record.fn)
+            if latent.name in run.leaves and (masked or not self.common):
+                raise EstimatorError(
+                    f"site {latent.name!r}: {latent.estimator!r} under a bound of several weights "
+                    "needs its log q to count once, and a mask or scale changes that; use "
+                    "am.Pathwise() here, or am.ELBO()"
+                )
+        return self.kl_weight
 
     def _added(self, terms: list[Tensor], free: LatentSite | None) -> Tensor:
         total: Tensor | None = None
@@ -200,65 +273,6 @@ def _gathered(value: Tensor, axis: int, index: Tensor) -> Tensor:
     return value.expand(ours).gather(axis, index.expand(theirs))
 
 
-def shared_plates(run: Run) -> Plates:
-    """The plates that hold every latent and every term: what the bound is taken for each of."""
-    held = [latent.plates for latent in run.latents] + [term.plates for term in run.terms]
-    return frozenset.intersection(*held) if held else frozenset()
-
-
-@final
-class OuterScale:
-    """Which scale stands outside the logarithm; remembers by structure where scales are tensors.
-
-    Handlers such as ``poutine.scale`` make a new tensor for every site, so tensors are compared by
-    value. A captured step cannot read values: it goes by what an eager one found.
-    """
-
-    def __init__(self) -> None:
-        self._common: dict[tuple[str, ...], bool] = {}
-
-    def of(self, run: Run, shared: Plates, *, read: bool) -> Tensor | float:
-        """The scale of every term where it is one and the same, else the shared subsampling.
-
-        Raises:
-            ProgramError: a plate is subsampled that not every site is in.
-        """
-        records = [*run.model.values(), *(r for r in run.guide.values() if not r.observed)]
-        names = {name for name, _ in shared}
-        for record in records:
-            _refuse_subsampled(record, names)
-        scales = [record.scale for record in records]
-        first = next((scale for scale in scales if isinstance(scale, Tensor)), None)
-        if first is None and scales:
-            first = scales[0]
-        if first is None or self._all_equal(scales, first, (*run.guide, *run.model), read):
-            return 1.0 if first is None else first
-        sizes = records[0].sizes
-        return math.prod(full / size for plate, (size, full) in sizes.items() if plate in names)
-
-    def _all_equal(
-        self, scales: list[Any], first: Tensor | float, key: tuple[str, ...], read: bool
-    ) -> bool:
-        if not any(isinstance(scale, Tensor) for scale in scales):
-            return all(scale == first for scale in scales)
-        if read:
-            like = torch.as_tensor(first)
-            self._common[key] = all(
-                isinstance(scale, Tensor) and torch.equal(scale, like) for scale in scales
-            )
-        return self._common.get(key, False)
-
-
-def _refuse_subsampled(record: SiteRecord, shared: set[str]) -> None:
-    for plate, (size, full) in record.sizes.items():
-        if plate not in shared and full != size:
-            raise ProgramError(
-                f"site {record.name!r} is in the subsampled plate {plate!r} ({size} of {full}), "
-                "and not every latent is: the bound stands over the whole, and weights of a "
-                "minibatch inside a logarithm are biased. Use all data at once, or am.ELBO()"
-            )
-
-
 def _held(term: Term, summed: set[str]) -> Term:
     """Own log q of sites that are summed out is detached, like that of every other discrete one."""
     own = term.role == "guide" and term.name in summed
@@ -274,16 +288,20 @@ def _reduced(term: Term, shared: Plates, factor: Tensor | float) -> Tensor:
 
 def _cost(table: _Table, latent: LatentSite, objective: Objective, base: Tensor) -> Cost:
     """A of every copy and particle, on the dims of the site."""
-    rows = table.rows(latent).detach()
-    copies = _placed(advantage(objective, base, rows), latent, table.layout)
+    counted = table.counted(latent)
+
+    def charged(rows: Tensor) -> Tensor:
+        bound, slope = (_placed(t, latent, table.layout) for t in replaced(objective, base, rows))
+        return bound - counted * slope
+
+    copies = charged(table.rows(latent).detach())
     if len(base) == 1 or latent.draw.axis is not None:
         return Cost(copies)
-    peers = advantage(objective, base, mean_of_others(base, -base.dim()).unsqueeze(0))
-    return Cost(copies, _placed(peers, latent, table.layout))
+    return Cost(copies, charged(mean_of_others(base, -base.dim()).unsqueeze(0)))
 
 
-def advantage(objective: Objective, base: Tensor, rows: Tensor) -> Tensor:
-    """A = g - dg / d log w_k with row k replaced, one at a time.
+def replaced(objective: Objective, base: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """g and dg / d log w_k with row k replaced, one at a time.
 
     Args:
         objective: what g is.
@@ -291,13 +309,13 @@ def advantage(objective: Objective, base: Tensor, rows: Tensor) -> Tensor:
         rows: what replaces row k, ``[C, K, *shared]``.
 
     Returns:
-        shape ``[C, K, *shared]``, detached.
+        each of shape ``[C, K, *shared]``, detached.
     """
     with torch.enable_grad():
         rows = rows.detach().clone().requires_grad_()
         bound = objective.bound(_swapped(base, rows))
         (slope,) = torch.autograd.grad(bound.sum(), rows)
-    return bound.detach() - slope
+    return bound.detach(), slope
 
 
 def slopes(objective: Objective, log_w: Tensor) -> tuple[Tensor, Tensor]:

@@ -224,14 +224,75 @@ def test_estimators_that_need_a_sum_are_refused(why: str) -> None:
 
 def test_a_mutant_without_the_direct_term_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Charging the whole bound, A = g, is right for no bound but the ELBO."""
-    right = module.advantage
+    right = module.replaced
 
-    def whole(objective: Objective, base: Tensor, rows: Tensor) -> Tensor:
-        normalized = base.softmax(0)  # dg / d log w_k of IWAE, of the rows as they are
-        return right(objective, base, rows) + normalized
+    def whole(objective: Objective, base: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        bound, slope = right(objective, base, rows)
+        return bound, torch.zeros_like(slope)
 
-    monkeypatch.setattr(module, "advantage", whole)
+    monkeypatch.setattr(module, "replaced", whole)
     assert worst(am.IWAE(2), {"z": am.ScoreFunction(), "y": am.ScoreFunction()}) > 1e-3
+
+
+def weighed_programs(case: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One bit whose own log q does not count exactly once in its weight."""
+    mask = torch.tensor([False]) if case == "masked" else None
+    ours, theirs = (2.0, 0.5) if case == "scaled" else (1.0, 1.0)
+
+    def p() -> None:
+        with pyro.plate("data", 1):
+            with poutine.mask(mask=True if mask is None else mask), poutine.scale(scale=ours):
+                z = pyro.sample("z", dist.Bernoulli(logits=weight("b", -0.3).expand(1)))
+            pyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=DATA[:1])
+
+    def q() -> None:
+        with pyro.plate("data", 1), poutine.scale(scale=theirs):
+            with poutine.mask(mask=True if mask is None else mask):
+                pyro.sample("z", dist.Bernoulli(logits=weight("a", 0.4).expand(1)))
+
+    return p, q
+
+
+@pytest.mark.parametrize("case", ["plain", "warm-up", "masked", "scaled"])
+@pytest.mark.parametrize("estimator", [*MAKES, "unordered set", "measure valued"])
+def test_log_q_that_does_not_count_once(case: str, estimator: str) -> None:
+    """Its direct gradient is left out as often as it is in the weight."""
+    p, q = weighed_programs(case)
+    beta = 0.3 if case == "warm-up" else 1.0
+    makes = {**MAKES, "unordered set": am.UnorderedSet, "measure valued": am.MeasureValued}
+    loss = am.VariationalLoss(am.IWAE(2), {"z": makes[estimator]()})
+    loss.warm_up(p, q, ())
+    b, a = (pyro.get_param_store()[name].unconstrained() for name in "ba")
+
+    def run(tree: Any) -> list[Tensor]:
+        value = -loss.estimate(p, q, (), {}, noise=tree, kl_weight=beta).loss
+        return [value, *torch.autograd.grad(value, [b, a], materialize_grads=True)]
+
+    found = estimate_law(run, noise=FixedNoise(), limit=10**6).mean
+    seen, s_p, s_q = case != "masked", *((2.0, 0.5) if case == "scaled" else (1.0, 1.0))
+    total = torch.zeros(())
+    bits = torch.tensor([0.0, 1.0])
+    log_q = dist.Bernoulli(logits=a).log_prob(bits)
+    terms = s_p * dist.Bernoulli(logits=b).log_prob(bits) - s_q * log_q
+    log_w = dist.Normal(2.0 * bits, 1.0).log_prob(DATA[0]) + seen * beta * terms
+    for one, two in product(range(2), repeat=2):
+        mass = (log_q[one] + log_q[two]).exp()
+        total = total + mass * am.IWAE(2).bound(torch.stack([log_w[one], log_w[two]]))
+    truth = [total, *torch.autograd.grad(total, [b, a])]
+    for mine, exact_ in zip(found, truth, strict=True):
+        assert torch.allclose(mine, exact_, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [am.Enumerate, am.SumAndSample, am.MeasureValued])
+def test_elements_that_one_weight_adds_up_are_refused(estimator: Make) -> None:
+    def program() -> None:
+        pyro.sample("g", dist.Normal(0.0, 1.0))
+        with pyro.plate("d", 3):
+            pyro.sample("z", dist.Bernoulli(0.4))
+
+    loss = am.VariationalLoss(am.IWAE(2), {"z": estimator()})
+    with pytest.raises(am.EstimatorError, match=r"site 'z'.*plate 'd'.*IWAE.*am\.DisARM"):
+        loss.estimate(program, program, (), {})
 
 
 class Nodes:

@@ -13,6 +13,7 @@ from amortized.estimators.base import Cost, base_of
 from amortized.programs.records import DataPlate, LatentSite, Run, Term
 from amortized.programs.study import size_of
 from amortized.surrogate.assemble import Weight, expectation
+from amortized.surrogate.costs import padded
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,7 @@ def _sum(run: Run, terms: list[Term], plate: str | None) -> Tensor:
     total = like.new_zeros((rows,) if size is None else (rows, size))
     for term in terms:
         value = term.value
-        value = value.reshape((1,) * max(0, -layout.particle_dim - value.dim()) + value.shape)
+        value = padded(value, layout.particle_dim)
         dims = dict(term.plates)
         if plate is None:
             value = value.expand(rows, *value.shape[1:]).reshape(rows, -1).sum(-1)

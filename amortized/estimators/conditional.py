@@ -20,6 +20,8 @@ from torch.distributions import Distribution
 from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of
 from amortized.estimators.elements import (
     element_dims,
+    finite,
+    held,
     is_bernoulli,
     is_categorical,
     is_one_hot,
@@ -109,9 +111,11 @@ def carried(gradient: Tensor, logits: Tensor, law: Any) -> Tensor:
     return sum_event(finite(gradient.detach()) * (logits - logits.detach()), law)
 
 
-def finite(signal: Tensor) -> Tensor:
-    """The signal, 0 where it is infinite or NaN: an impossible event must not spoil a step."""
-    return torch.where(signal.isfinite(), signal, torch.zeros_like(signal))
+def through(law: Any, value: Tensor, slope: Tensor) -> Tensor:
+    """A slope in a sigmoid or softmax with this value, as one in what it was taken of."""
+    if is_bernoulli(law):
+        return slope * value * (1 - value)
+    return value * (slope - (value * slope).sum(-1, keepdim=True))
 
 
 def _event_dims(law: Any) -> int:
@@ -195,17 +199,8 @@ class WithRelaxedCopies(Estimator, ABC):
 
     def log_q(self, draw: Draw) -> Tensor:
         """log q of every copy, with a gradient in the value only."""
-        law = draw.site.law
-        return _held_log_prob(law, logits_by_element(law).detach(), draw.value)
+        return linear_log_prob(held(draw.site.law), draw.value)
 
     def rows(self, draw: Draw, tensor: Tensor) -> tuple[Tensor, ...]:
         """What is like the value, copy by copy, the dim of the copies kept with size 1."""
         return tensor.split(1, draw.dim(tensor))
-
-
-def _held_log_prob(law: Any, logits: Tensor, value: Tensor) -> Tensor:
-    if is_bernoulli(law):
-        return sum_event(value * logits - F.softplus(logits), law)
-    # 0 * -inf is NaN
-    taken = torch.where(value == 0, torch.zeros_like(logits), logits)
-    return sum_event(value * taken, law)

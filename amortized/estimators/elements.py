@@ -6,11 +6,13 @@ and control-variate estimators belong to one element, while the cost belongs to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Independent, OneHotCategorical
 
 from amortized.errors import EstimatorError
 from amortized.estimators.base import base_of
@@ -21,12 +23,12 @@ _INDEPENDENT: Final = "Independent"
 
 def is_bernoulli(law: Any) -> bool:
     """Whether the elements are bits with a probability."""
-    return isinstance(base_of(law), torch.distributions.Bernoulli)
+    return isinstance(base_of(law), Bernoulli)
 
 
 def is_one_hot(law: Any) -> bool:
     """Whether an element is a one-hot vector, which has relaxed values on the simplex."""
-    return isinstance(base_of(law), torch.distributions.OneHotCategorical)
+    return isinstance(base_of(law), OneHotCategorical)
 
 
 def is_categorical(law: Any) -> bool:
@@ -64,6 +66,38 @@ def sum_elements(value: Tensor, law: Any) -> Tensor:
     return value.sum(tuple(range(-dims, 0))) if dims else value
 
 
+def finite(signal: Tensor) -> Tensor:
+    """The signal, 0 where it is infinite or NaN: 0 * inf would spoil the value of the loss."""
+    return torch.where(signal.isfinite(), signal, torch.zeros_like(signal))
+
+
+def over_elements(law: Any, each: Callable[[Any], Tensor], what: str) -> Tensor:
+    """A density of elements, under the masks and event dims of a law.
+
+    Args:
+        law: with its wrappers.
+        each: the density of a Bernoulli or one-hot law without wrappers.
+        what: it is called so in the error.
+
+    Raises:
+        EstimatorError: the elements are no bits and no one-hot vectors.
+    """
+    kind = type(law).__name__
+    if kind == _MASKED:
+        inner = over_elements(law.base_dist, each, what)
+        return torch.where(torch.as_tensor(law._mask), inner, torch.zeros_like(inner))
+    if kind == _INDEPENDENT:
+        inner = over_elements(law.base_dist, each, what)
+        dims = law.reinterpreted_batch_ndims
+        return inner.sum(tuple(range(-dims, 0))) if dims else inner
+    if is_bernoulli(law) or is_one_hot(law):
+        return each(law)
+    raise EstimatorError(
+        f"a {type(base_of(law)).__name__} has no {what} at relaxed values; relaxed values "
+        "need a Bernoulli or a OneHotCategorical in model and guide, under the same name"
+    )
+
+
 def linear_log_prob(law: Any, value: Tensor) -> Tensor:
     """The log-probability of a Bernoulli or one-hot law as the linear function of its value.
 
@@ -73,27 +107,26 @@ def linear_log_prob(law: Any, value: Tensor) -> Tensor:
     Raises:
         EstimatorError: another law, whose log-probability at a relaxed value nobody has defined.
     """
-    kind = type(law).__name__
-    if kind == _MASKED:
-        inner = linear_log_prob(law.base_dist, value)
-        return torch.where(torch.as_tensor(law._mask), inner, torch.zeros_like(inner))
-    if kind == _INDEPENDENT:
-        inner = linear_log_prob(law.base_dist, value)
-        dims = law.reinterpreted_batch_ndims
-        return inner.sum(tuple(range(-dims, 0))) if dims else inner
-    if isinstance(law, torch.distributions.Bernoulli):
-        logits, value = torch.broadcast_tensors(law.logits, value)
-        return -F.binary_cross_entropy_with_logits(logits, value, reduction="none")
-    if isinstance(law, torch.distributions.OneHotCategorical):
-        log_probs = law.logits - law.logits.logsumexp(-1, keepdim=True)
+
+    def each(inner: Any) -> Tensor:
+        if isinstance(inner, Bernoulli):
+            logits, bits = torch.broadcast_tensors(inner.logits, value)
+            return -F.binary_cross_entropy_with_logits(logits, bits, reduction="none")
+        log_probs = inner.logits - inner.logits.logsumexp(-1, keepdim=True)
         # a category that is impossible and not taken contributes nothing: 0 * -inf is NaN; the
         # others keep the slope that they have at 0
         nothing = (value == 0) & (log_probs == -torch.inf)
         return (value * torch.where(nothing, 0.0, log_probs)).sum(-1)
-    raise EstimatorError(
-        f"a {type(base_of(law)).__name__} has no log-probability at relaxed values; relaxed values "
-        "need a Bernoulli or a OneHotCategorical in model and guide, under the same name"
-    )
+
+    return over_elements(law, each, "log-probability")
+
+
+def held(law: Any) -> Distribution:
+    """A Bernoulli or one-hot law with its parameters detached."""
+    logits = logits_of(law).detach()
+    kind = Bernoulli if is_bernoulli(law) else OneHotCategorical
+    inner, dims = kind(logits=logits, validate_args=False), element_dims(law)
+    return Independent(inner, dims, validate_args=False) if dims else inner
 
 
 def support_moves(law: Any) -> bool:

@@ -16,6 +16,7 @@ from amortized.errors import EstimatorError, UsageError
 from amortized.estimators.base import Cost, Draw, Estimator, Noise, Site, base_of
 from amortized.estimators.elements import (
     element_dims,
+    finite,
     is_bernoulli,
     is_categorical,
     is_one_hot,
@@ -136,7 +137,7 @@ class MeasureValued(Estimator):
         gained = gained.unflatten(-2, elements) if elements else gained.squeeze(-2)
         signal = torch.where(share != 0, share * gained, torch.zeros_like(gained))
         # an impossible value would spoil the value of the loss, and its gradient
-        signal = torch.where(signal.isfinite(), signal, torch.zeros_like(signal))
+        signal = finite(signal)
         moved = torch.where(signal != 0, parameter - parameter.detach(), torch.zeros_like(signal))
         return sum_elements((moved * signal).sum(-1), law)
 

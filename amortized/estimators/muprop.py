@@ -9,13 +9,13 @@ from amortized.estimators.base import Cost, Draw, Noise, Site
 from amortized.estimators.conditional import (
     WithRelaxedCopies,
     carried,
-    finite,
     logits_by_element,
     means_of,
     over_event,
     sum_event,
+    through,
 )
-from amortized.estimators.elements import is_bernoulli
+from amortized.estimators.elements import finite
 
 
 class MuProp(WithRelaxedCopies):
@@ -61,10 +61,7 @@ class MuProp(WithRelaxedCopies):
         hard, at_mean = draw.each(cost.copies)
         away = draw.memory["hard"] - means
         left = finite(hard - finite(at_mean + sum_event(slope * away, law)))
-        if is_bernoulli(law):
-            expanded = slope * means * (1 - means)
-        else:
-            expanded = means * (slope - (means * slope).sum(-1, keepdim=True))
+        expanded = through(law, means, slope)
         return carried(over_event(left, law) * away + expanded, logits_by_element(law), law)
 
     def __repr__(self) -> str:

@@ -13,14 +13,14 @@ from amortized.estimators.conditional import (
     WithRelaxedCopies,
     carried,
     conditioned,
-    finite,
     in_logits,
     logits_by_element,
     means_of,
     over_event,
     sum_event,
+    through,
 )
-from amortized.estimators.elements import is_bernoulli
+from amortized.estimators.elements import finite, is_bernoulli
 
 
 class REBAR(WithRelaxedCopies):
@@ -159,8 +159,8 @@ class REBAR(WithRelaxedCopies):
             memory["heat"] if self.learn_temperature else memory["heat"].detach(), law
         )
         more = _stretch(heat) - 1 if self.improved else 0.0
-        free = _pulled(law, slopes[1], values[1], heat) * (1.0 + more)
-        given = _pulled(law, slopes[-1], values[-1], heat) * (memory["turn"] + more)
+        free = through(law, values[1], slopes[1]) / heat.exp() * (1.0 + more)
+        given = through(law, values[-1], slopes[-1]) / heat.exp() * (memory["turn"] + more)
         control = known * score - in_logits(law, free - given, means)
         return finite(over_event(costs[0], law) * score), finite(control)
 
@@ -211,13 +211,6 @@ def _number(module: nn.Module, name: str, value: float, learned: bool) -> None:
         module.register_parameter(name, nn.Parameter(torch.tensor(value)))
     else:
         module.register_buffer(name, torch.tensor(value))
-
-
-def _pulled(law: object, slope: Tensor, value: Tensor, heat: Tensor) -> Tensor:
-    """A slope in the relaxed value as one in z, through sigmoid or softmax of z / lambda."""
-    if is_bernoulli(law):
-        return slope * value * (1 - value) / heat.exp()
-    return value * (slope - (value * slope).sum(-1, keepdim=True)) / heat.exp()
 
 
 def _stretch(heat: Tensor) -> Tensor:

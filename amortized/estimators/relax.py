@@ -15,14 +15,21 @@ from amortized.estimators.baselines import features_of
 from amortized.estimators.conditional import (
     carried,
     conditioned,
-    finite,
     in_logits,
     logits_by_element,
     means_of,
     over_event,
     sum_event,
 )
-from amortized.estimators.elements import element_dims, is_bernoulli, is_categorical, is_one_hot
+from amortized.estimators.elements import (
+    element_dims,
+    finite,
+    is_bernoulli,
+    is_categorical,
+    is_one_hot,
+    sum_elements,
+    to_elements,
+)
 from amortized.estimators.rebar import REBAR, checked_temperature, zeroed
 
 # how much of the running mean and spread of costs a step keeps
@@ -177,12 +184,12 @@ class RELAX(Estimator):
         if held is None or not torch.is_grad_enabled():
             return None
         owed = torch.zeros_like(cost.copies)
-        left = _wide(cost.copies - values[0], law)
+        left = to_elements(cost.copies - values[0], law)
         for name, parameter in held.parameters.items():
             gradient = finite(left * draw.memory[f"score {name}"])
             gradient = gradient + draw.memory[f"slope {name}"] * slopes[0]
             moved = gradient.detach() * zeroed(parameter) - zeroed(gradient**2)
-            owed = owed + _summed(moved, law)
+            owed = owed + sum_elements(moved, law)
         return owed
 
     def _control(self, draw: Draw, noise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -277,15 +284,6 @@ def _derivatives(value: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(
         value.sum(), leaves, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-
-
-def _wide(cost: Tensor, law: Any) -> Tensor:
-    return cost.reshape((*cost.shape, *(1,) * len(law.event_shape)))
-
-
-def _summed(value: Tensor, law: Any) -> Tensor:
-    dims = len(law.event_shape)
-    return value.sum(tuple(range(-dims, 0))) if dims else value
 
 
 def _is_finite(law: Any) -> bool:

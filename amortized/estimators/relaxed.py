@@ -9,7 +9,6 @@ same under guide and prior, and cancels between them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from amortized.errors import EstimatorError, UsageError
+from amortized.errors import UsageError
 from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of
 from amortized.estimators.elements import (
     is_bernoulli,
@@ -25,6 +24,7 @@ from amortized.estimators.elements import (
     is_one_hot,
     linear_log_prob,
     logits_of,
+    over_elements,
     sum_elements,
 )
 
@@ -212,7 +212,7 @@ class Relaxed(Estimator):
         def each(inner: Any) -> Tensor:
             return concrete(logits_of(inner) - scaled, possible, theirs, inner)
 
-        return _over_elements(law, each)
+        return over_elements(law, each, "density")
 
     def __repr__(self) -> str:
         """One line: what a user would type."""
@@ -293,25 +293,3 @@ def concrete(shift: Tensor, possible: Tensor, temperature: Tensor, law: Any) -> 
     total = torch.where(possible, shift, 0.0).sum(-1)
     largest = shift.masked_fill(~possible, -torch.inf).logsumexp(-1)
     return torch.lgamma(count) + (count - 1.0) * temperature.log() + total - count * largest
-
-
-def _over_elements(law: Any, each: Callable[[Any], Tensor]) -> Tensor:
-    """A density of elements under the masks and event dims of a law.
-
-    Raises:
-        EstimatorError: the elements are no bits and no one-hot vectors.
-    """
-    kind = type(law).__name__
-    if kind == "MaskedDistribution":
-        inner = _over_elements(law.base_dist, each)
-        return torch.where(torch.as_tensor(law._mask), inner, 0.0)
-    if kind == "Independent":
-        inner = _over_elements(law.base_dist, each)
-        dims = law.reinterpreted_batch_ndims
-        return inner.sum(tuple(range(-dims, 0))) if dims else inner
-    if is_bernoulli(law) or is_one_hot(law):
-        return each(law)
-    raise EstimatorError(
-        f"a {type(base_of(law)).__name__} has no density at relaxed values; relaxed values need a "
-        "Bernoulli or a OneHotCategorical in model and guide, under the same name"
-    )

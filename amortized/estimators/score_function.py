@@ -10,6 +10,7 @@ from torch import Tensor
 from amortized.errors import UsageError
 from amortized.estimators.base import Cost, Draw, Estimator, Noise, Site
 from amortized.estimators.baselines import Baseline
+from amortized.estimators.elements import finite
 
 _BIAS: Final = (
     "normalize=True divides the gradient by the running standard deviation of the signal where "
@@ -103,10 +104,10 @@ class ScoreFunction(Estimator):
         cost = cost.detach()
         score = draw.log_prob - draw.log_prob.detach()
         if self.baseline is None:
-            owed = score * _finite(self._signal(cost.copies))
+            owed = score * finite(self._signal(cost.copies))
         else:
             predicted = self.baseline(draw, cost)
-            owed = score * _finite(self._signal(cost.copies - predicted.detach()))
+            owed = score * finite(self._signal(cost.copies - predicted.detach()))
             fit = self.baseline.regression(predicted, cost.copies)
             owed = owed if fit is None else owed + fit
         return owed if draw.axis is None else owed.mean(draw.axis, keepdim=True)
@@ -145,8 +146,3 @@ class ScoreFunction(Estimator):
         if self.baseline is not None:
             given.append(f"baseline={self.baseline!r}")
         return f"ScoreFunction({', '.join(given)})"
-
-
-def _finite(signal: Tensor) -> Tensor:
-    """The signal, 0 where it is infinite or NaN: 0 * inf would spoil the value of the loss."""
-    return torch.where(signal.isfinite(), signal, torch.zeros_like(signal))

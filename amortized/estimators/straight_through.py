@@ -6,11 +6,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, OneHotCategorical
+from torch.distributions import Distribution
 
 from amortized.errors import UsageError
 from amortized.estimators.base import Draw, Estimator, Noise, Site
-from amortized.estimators.elements import element_dims, is_bernoulli, linear_log_prob, logits_of
+from amortized.estimators.elements import held, is_bernoulli, linear_log_prob, logits_of
 from amortized.estimators.relaxed import perturbed, positive, soften, unrelaxable
 
 Kind = Literal["plain", "gumbel", "reinmax"]
@@ -109,7 +109,7 @@ class StraightThrough(Estimator):
 
     def log_q(self, draw: Draw) -> Tensor:
         """The same under the guide's law, its parameters held."""
-        return linear_log_prob(_held(draw.site.law), draw.value)
+        return linear_log_prob(held(draw.site.law), draw.value)
 
     def __repr__(self) -> str:
         """One line: what a user would type."""
@@ -139,12 +139,12 @@ def _reinmax(logits: Tensor, hard: Tensor, law: Any) -> Tensor:
 
     For a bit this is half the probability of the other value, which does not cancel.
     """
-    held = logits.detach()
+    fixed = logits.detach()
     # of value zero; where a category is impossible -inf - -inf would be NaN
-    change = torch.where(held > -torch.inf, logits - held, 0.0)
+    change = torch.where(fixed > -torch.inf, logits - fixed, 0.0)
     if is_bernoulli(law):
-        return 0.5 * torch.sigmoid(held * (1.0 - 2.0 * hard)) * change
-    prior = torch.softmax(held, -1)
+        return 0.5 * torch.sigmoid(fixed * (1.0 - 2.0 * hard)) * change
+    prior = torch.softmax(fixed, -1)
     middle = 0.5 * (prior + hard)
     return 2.0 * _along(middle, change) - 0.5 * _along(prior, change)
 
@@ -152,11 +152,3 @@ def _reinmax(logits: Tensor, hard: Tensor, law: Any) -> Tensor:
 def _along(probs: Tensor, change: Tensor) -> Tensor:
     """The Jacobian of softmax, applied to a change of the logits."""
     return probs * (change - (probs * change).sum(-1, keepdim=True))
-
-
-def _held(law: Any) -> Distribution:
-    """The law with its parameters detached."""
-    logits = logits_of(law).detach()
-    kind = Bernoulli if is_bernoulli(law) else OneHotCategorical
-    inner, dims = kind(logits=logits, validate_args=False), element_dims(law)
-    return Independent(inner, dims, validate_args=False) if dims else inner

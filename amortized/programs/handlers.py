@@ -56,6 +56,16 @@ class Again(Estimator):
         return self.density(draw.site.law, draw.value)
 
 
+@dataclass(eq=False, slots=True)
+class _Drawn:
+    """What stands at a latent: the draw as its estimator sees it, and the value of the program."""
+
+    draw: Draw
+    estimator: Estimator
+    value: Tensor
+    span: Span | None = None
+
+
 class DeeperPlatesError(Exception):
     """Plates nest deeper than the layout assumed: run again with more room (internal)."""
 
@@ -99,7 +109,7 @@ class GuideHandler(Messenger):
         self.runs_model = runs_model
         self.records: dict[str, SiteRecord] = {}
         self.subsamples: dict[str, Tensor] = {}
-        self._drawn: dict[str, tuple[Draw, Estimator, Span | None]] = {}
+        self._drawn: dict[str, _Drawn] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
@@ -117,26 +127,23 @@ class GuideHandler(Messenger):
                 f"site {name!r}: the guide samples it twice; give every site its own name"
             )
         fixed = self.context.fixed
-        law, span, value = unmasked(msg["fn"]), None, None
+        law = unmasked(msg["fn"])
         if fixed is not None and name in fixed:
             known = self.context.drawn_by.get(name)
             estimator = _PLAIN if known is None else Again(known)
-            draw = Draw(Site(name, law), fixed[name])
+            drawn = _as_it_is(Draw(Site(name, law), fixed[name]), estimator)
         elif msg["done"]:
-            draw, estimator = Draw(Site(name, law), msg["value"]), _PLAIN
+            drawn = _as_it_is(Draw(Site(name, law), msg["value"]), _PLAIN)
         else:
             try:
-                draw, estimator, value, span = self._draw(name, law, msg)
+                drawn = self._draw(name, law, msg)
             except (RuntimeError, ValueError) as error:
                 _refuse_nan(name, law, error)
                 raise
-        self._drawn[name] = draw, estimator, span
-        msg["value"], msg["done"] = draw.value if value is None else value, True
+        self._drawn[name] = drawn
+        msg["value"], msg["done"] = drawn.value, True
 
-    def _draw(
-        self, name: str, law: Any, msg: Any
-    ) -> tuple[Draw, Estimator, Tensor | None, Span | None]:
-        """The draw and its estimator; the value and the rows of a site that is laid out in rows."""
+    def _draw(self, name: str, law: Any, msg: Any) -> _Drawn:
         context, layout = self.context, self.context.layout
         infer: Mapping[str, Any] = msg["infer"] or {}
         several = layout.num_particles > 1
@@ -147,17 +154,17 @@ class GuideHandler(Messenger):
             site = replace(site, law=per_particle(law, layout))
         if context.choose is None:
             draw_from = context.noise.rsample if law.has_rsample else context.noise.sample
-            return Draw(site, draw_from(site.law, site=name)), estimator, None, None
+            return _as_it_is(Draw(site, draw_from(site.law, site=name)), estimator)
         if context.script is not None:
-            return context.script(site, estimator, context.noise), estimator, None, None
+            return _as_it_is(context.script(site, estimator, context.noise), estimator)
         draw = estimator.draw(site, context.noise)
         wide = self._open(msg, estimator)
         if draw.copies > 1 and self._in_rows(draw, estimator):
             placed, value, span = rows.lay_out(draw, layout, wide)
-            return placed, estimator, value, span
+            return _Drawn(placed, estimator, value, span)
         if draw.copies > 1:
             draw = place(draw, layout, wide)
-        return rows.shared_draw(draw, layout), estimator, None, None
+        return _as_it_is(rows.shared_draw(draw, layout), estimator)
 
     def _in_rows(self, draw: Draw, estimator: Estimator) -> bool:
         """Whether the copies of a site go to the rows of the shared dim."""
@@ -177,9 +184,9 @@ class GuideHandler(Messenger):
         plates = {(frame.name, frame.dim) for frame in msg["cond_indep_stack"] if frame.vectorized}
         found = {}
         for name, dim in self.context.layout.axes.items():
-            draw, earlier, _ = self._drawn[name]
-            if earlier.joint_copies or self.records[name].plates <= plates:
-                found[dim] = draw.copies
+            earlier = self._drawn[name]
+            if earlier.estimator.joint_copies or self.records[name].plates <= plates:
+                found[dim] = earlier.draw.copies
         return found
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -188,9 +195,9 @@ class GuideHandler(Messenger):
         elif msg["is_observed"]:
             self._record_observed(msg)
         else:
-            draw, estimator, span = self._drawn[msg["name"]]
-            record = record_of(msg, self.context.data, draw, estimator)
-            record.span = span
+            drawn = self._drawn[msg["name"]]
+            record = record_of(msg, self.context.data, drawn.draw, drawn.estimator)
+            record.span = drawn.span
             self.records[msg["name"]] = record
 
     def _record_observed(self, msg: Any) -> None:
@@ -203,6 +210,11 @@ class GuideHandler(Messenger):
             )
         draw, estimator = factor_of(msg)
         self.records[msg["name"]] = record_of(msg, self.context.data, draw, estimator)
+
+
+def _as_it_is(draw: Draw, estimator: Estimator) -> _Drawn:
+    """The program sees what the estimator sees."""
+    return _Drawn(draw, estimator, draw.value)
 
 
 def _refuse_nan(name: str, law: Any, error: Exception) -> None:

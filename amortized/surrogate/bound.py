@@ -21,11 +21,12 @@ from torch.distributions import Categorical
 from amortized.errors import EstimatorError
 from amortized.estimators.base import Cost, Noise
 from amortized.estimators.baselines import mean_of_others
+from amortized.estimators.elements import finite
 from amortized.objectives.base import Objective
 from amortized.programs.divergence import is_masked
 from amortized.programs.records import LatentSite, Layout, Plates, Run, Term
 from amortized.surrogate.assemble import Assembled, Weight, weighed
-from amortized.surrogate.costs import carries
+from amortized.surrogate.costs import carries, padded
 from amortized.surrogate.outer import shared_plates
 
 
@@ -227,7 +228,7 @@ class _Table:
         axis = None if free is None else free.draw.axis
         depth = self.layout.nesting + 1
         count = 1 if axis is None or free is None else free.draw.copies
-        total = total.reshape(*(1,) * max(0, depth - total.dim()), *total.shape)
+        total = padded(total, -depth)
         if axis is not None and carries(total, axis):
             total = total.movedim(axis, 0)
         tail = total.shape[total.dim() - depth :]
@@ -265,8 +266,7 @@ class _Table:
 def _gathered(value: Tensor, axis: int, index: Tensor) -> Tensor:
     """Entries of a private dim, one for each element of the others."""
     depth = max(value.dim(), index.dim())
-    value = value.reshape(*(1,) * (depth - value.dim()), *value.shape)
-    index = index.reshape(*(1,) * (depth - index.dim()), *index.shape)
+    value, index = padded(value, -depth), padded(index, -depth)
     shape = [max(a, b) for a, b in zip(value.shape, index.shape, strict=True)]
     ours, theirs = list(shape), list(shape)
     ours[axis], theirs[axis] = value.shape[axis], 1
@@ -354,5 +354,4 @@ def _owed(latent: LatentSite, cost: Cost) -> Tensor | None:
     axis, weights = latent.draw.axis, latent.estimator.weights(latent.draw)
     if axis is None or weights is None:
         return None
-    costs = torch.where(cost.copies.isfinite(), cost.copies, torch.zeros_like(cost.copies))
-    return ((weights - weights.detach()) * costs).sum(axis, keepdim=True)
+    return ((weights - weights.detach()) * finite(cost.copies)).sum(axis, keepdim=True)

@@ -144,6 +144,11 @@ def scaled(latent: LatentSite, owed: Tensor | None) -> list[Term]:
     return [Term(latent.name, "surrogate", value, latent.plates, latent.order)]
 
 
+def padded(value: Tensor, dim: int) -> Tensor:
+    """A tensor with dims of size 1 on the left, as far as a dim counted from the right."""
+    return value.reshape(*(1,) * max(0, -dim - value.dim()), *value.shape)
+
+
 def carries(value: Tensor, axis: int | None) -> bool:
     """Whether a tensor has copies on a private dim."""
     return axis is not None and value.dim() >= -axis and value.shape[axis] > 1

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from amortized.estimators.base import Cost
+from amortized.estimators.elements import finite
 from amortized.programs.records import LatentSite, Layout, Span, Term
 from amortized.programs.rows import relaxed_rows, shared
+from amortized.surrogate.costs import padded
 
 
 def cost_of_copies(cost: Cost, span: Span, layout: Layout) -> Cost:
     """The cost of each copy, on the dim that estimators see; of all rows in ``cost``."""
     rows, axis = span.dim, layout.copy_dim
-    every = _padded(cost.copies, axis)
+    every = padded(cost.copies, axis)
     if every.shape[rows] == 1:
         return Cost(every, total=cost.total)
     picked = [0, *range(span.start, span.stop)]
@@ -54,13 +56,12 @@ def scores_of_relaxed_rows(
             if earlier.estimator.differentiates_cost:
                 rows = relaxed_rows(earlier.draw, earlier.span)
                 marked[rows.start : rows.stop] = 1.0
-    every = _padded(cost.copies, span.dim)
+    every = padded(cost.copies, span.dim)
     if every.shape[span.dim] == 1:
         return None
     gain = every - every.narrow(span.dim, 0, 1)
-    gain = torch.where(gain.isfinite(), gain, torch.zeros_like(gain))
     mark = marked.reshape(-1, *(1,) * (-span.dim - 1))
-    return (log_q - log_q.detach()) * (gain * mark)
+    return (log_q - log_q.detach()) * (finite(gain) * mark)
 
 
 def repeated(
@@ -97,7 +98,3 @@ def mean_over_rows(term: Term, layout: Layout, ordinary: Sequence[int]) -> Term:
         return replace(term, value=value.narrow(dim, 0, 1))
     index = torch.tensor(ordinary, device=value.device)
     return replace(term, value=value.index_select(value.dim() + dim, index).mean(dim, keepdim=True))
-
-
-def _padded(value: Tensor, dim: int) -> Tensor:
-    return value.reshape(*(1,) * max(0, -dim - value.dim()), *value.shape)

@@ -26,4 +26,5 @@ def test_bars_are_sorted_on_a_log_axis_with_intervals_and_biased_ones_hatched():
 def test_nothing_varies():
     ax = variance_bars([row(variance=0.0, variance_interval=(0.0, 0.0))])
     ax.figure.draw_without_rendering()
+    assert [text.get_text() for text in ax.texts] == ["no variance"]
     plt.close("all")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
+from torch.utils.data import DataLoader, Dataset
 
 from amortized.checks.data import as_batch, empty_findings, observation_findings, own_copy
 from amortized.checks.examination import Examination
@@ -44,7 +45,7 @@ def check(
         data_plate: the plate whose elements are data points, as for `amortized.SVI`.
 
     Raises:
-        UsageError: model or guide cannot be called.
+        UsageError: model or guide cannot be called, or the batch is a whole loader.
 
     >>> import pyro, torch, pyro.distributions as dist
     >>> def model(x):
@@ -57,6 +58,11 @@ def check(
     """
     for name, program in (("model", model), ("guide", guide)):
         refuse_no_program(name, program)
+    if isinstance(batch, DataLoader | Dataset):
+        raise UsageError(
+            f"batch: found a {type(batch).__name__}; expected one batch of it, such as "
+            "next(iter(loader)), or the rows data[:100]"
+        )
     if not isinstance(loss, VariationalLoss | None):
         return Report([_no_loss(loss)])
     data = data_plate if isinstance(data_plate, DataPlate) else DataPlate(data_plate)

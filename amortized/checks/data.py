@@ -131,7 +131,9 @@ def dtype_findings(leaves: Leaves, parameters: torch.dtype | None) -> Iterator[F
                 name,
                 f"{_short(leaf.dtype)} data beside {_short(wanted)} parameters",
                 f"{_short(wanted)}",
-                f"convert the data: x.{CASTS.get(wanted, f'to(torch.{_short(wanted)})')}",
+                "pass x.real and x.imag"
+                if leaf.is_complex()
+                else f"convert the data: x.{CASTS.get(wanted, f'to(torch.{_short(wanted)})')}",
             )
 
 
@@ -322,6 +324,11 @@ def _support_advice(p: Statement, value: Tensor) -> str:
         return "divide each row by its sum: x / x.sum(-1, keepdim=True)"
     if law in ("Categorical", "OrderedLogistic"):
         return f"number the categories from 0: the least label is {low:g}, the greatest {high:g}"
+    if law == "Multinomial":
+        return (
+            "give total_count= the greatest sum of counts in a row, int(x.sum(-1).max()), and no "
+            "counts below 0"
+        )
     if law == "Bernoulli":
         return "code the two outcomes as 0 and 1"
     if law == "Binomial":

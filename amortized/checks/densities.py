@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from amortized.checks.data import CASTS
+from amortized.checks.gradients import leaves_under
 from amortized.checks.places import place, shortened
 from amortized.checks.report import Finding
+from amortized.programs.records import Run
 from amortized.programs.survey import Statement, Survey
 
 
@@ -27,6 +29,29 @@ def log_density(surveys: Sequence[Survey]) -> Tensor | None:
                 if part.requires_grad:
                     parts.append(part.double().sum())
     return torch.stack(parts).sum() if parts else None
+
+
+def leaves_of_programs(run: Run) -> dict[int, Tensor]:
+    """The leaves that the densities of a run depend on, without those that estimators draw.
+
+    Some estimators differentiate the cost at their draws, or networks of their own at constants:
+    leaves under the loss that no program has made.
+    """
+    made = {id(leaf) for leaf in run.leaves.values()}
+    for latent in run.latents:
+        if not latent.estimator.attached:  # its draws are constants to the parameters
+            made |= {id(latent.draw.value), *leaves_under(latent.draw.value)}
+    found: dict[int, Tensor] = {}
+    parts = [term.value for term in run.terms]
+    with pyro.validation_enabled(False), torch.enable_grad():
+        for record in (*run.guide.values(), *run.model.values()):
+            try:
+                parts.append(record.fn.log_prob(record.value))
+            except Exception:  # no density at a relaxed value: the terms have it
+                continue
+    for part in parts:
+        found |= leaves_under(part)
+    return {key: leaf for key, leaf in found.items() if key not in made}
 
 
 def density_findings(surveys: Sequence[Survey], dtype: torch.dtype | None) -> Iterator[Finding]:

@@ -18,9 +18,10 @@ from amortized.checks.report import Finding
 from amortized.checks.traces import is_ours
 from amortized.errors import AmortizedError
 from amortized.estimate import Estimate
-from amortized.estimators.base import TorchNoise, base_of
-from amortized.programs.handlers import Context, ModelHandler
+from amortized.estimators.base import Estimator, TorchNoise, base_of
+from amortized.programs.handlers import Context
 from amortized.programs.records import LatentSite, SiteRecord
+from amortized.programs.replay import ModelHandler
 from amortized.programs.run import Program, execute, values_of
 from amortized.programs.study import undisturbed
 from amortized.programs.terms import model_terms
@@ -37,7 +38,7 @@ Values = Mapping[str, Tensor]
 def detached_findings(
     model: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], estimate: Estimate, seed: int
 ) -> Iterator[Finding]:
-    """Latents with pathwise gradients that a term of the model depends on without a gradient.
+    """Latents whose estimator follows slopes, and that a term depends on without a gradient.
 
     A term has no path to a draw, and another draw, everything else being equal, changes the term.
     """
@@ -53,7 +54,11 @@ def detached_findings(
     with torch.no_grad():
         for name, terms in sorted(_deaf(replays, paths, latents).items()):
             smooth = _smooth(replays, latents[name], terms)
-            yield _finding(replays.run.guide[name], terms, smooth, paths.hears(name))
+            record, heard = replays.run.guide[name], paths.hears(name)
+            if latents[name].estimator.differentiates_cost:
+                yield _slopeless(record, latents[name].estimator, terms)
+            else:
+                yield _finding(record, terms, smooth, heard)
 
 
 def _raise_ours(error: Exception) -> None:
@@ -65,9 +70,9 @@ def _raise_ours(error: Exception) -> None:
 def _learns(latent: LatentSite, estimate: Estimate) -> bool:
     """Whether a gradient should come to a latent through its value."""
     record = estimate.run.guide[latent.name]
+    attached = latent.estimator.attached and latent.draw.axis is None
     return (
-        latent.estimator.attached
-        and latent.draw.axis is None
+        (attached or latent.estimator.differentiates_cost)
         and not record.observed
         and latent.name in estimate.run.model
         and record.value.requires_grad
@@ -171,6 +176,8 @@ def _deaf(
 def _other(replays: _Replays, latent: LatentSite) -> Tensor:
     """Another value that the guide, or for a point the model, might give."""
     value = replays.values[latent.name]
+    if latent.estimator.differentiates_cost:  # bits, one-hot vectors, and relaxed ones
+        return value.roll(1, -1) if "OneHot" in latent.draw.site.family else 1.0 - value
     seed_torch(replays.seed ^ 2)
     with torch.no_grad():
         drawn = latent.draw.site.law.sample()
@@ -212,10 +219,35 @@ def _differs(now: Tensor, then: Tensor | None) -> bool:
     return not torch.allclose(now.detach(), then, 1e-5, 1e-6, equal_nan=True)
 
 
+def _slopeless(latent: SiteRecord, estimator: Estimator, terms: list[str]) -> Finding:
+    """Of an estimator whose control variate is the model's slope at relaxed values."""
+    name, who = latent.name, names_words(terms)
+    return Finding(
+        "warning",
+        "detached-latent",
+        name,
+        _place(latent),
+        f"{who} of the model {_depends(terms)} on its value, but {estimator!r} finds no slope "
+        "there, on which its control variate rests",
+        estimator.needs,
+        "take out comparisons, indices, rounding and .detach() between "
+        f"{name!r} and {who}, or give {name!r} am.DisARM(), am.ScoreFunction() or am.RELAX(), "
+        "which take no slope of the model",
+    )
+
+
+def _place(latent: SiteRecord) -> str:
+    plates = ", ".join(f"{plate!r} {size}" for plate, (size, _) in latent.sizes.items())
+    return f"site {latent.name!r} of the model" + (f" (plates: {plates})" if plates else "")
+
+
+def _depends(terms: list[str]) -> str:
+    return "depend" if len(terms) > 1 else "depends"
+
+
 def _finding(latent: SiteRecord, terms: list[str], smooth: bool, heard: list[str]) -> Finding:
     name, who = latent.name, names_words(terms)
-    plates = ", ".join(f"{plate!r} {size}" for plate, (size, _) in latent.sizes.items())
-    depends = "depend" if len(terms) > 1 else "depends"
+    depends = _depends(terms)
     loss = (
         f"; only {names_words(heard)} can tell the guide about it"
         if heard
@@ -236,7 +268,7 @@ def _finding(latent: SiteRecord, terms: list[str], smooth: bool, heard: list[str
         "error" if smooth and not heard else "warning",
         "detached-latent",
         name,
-        f"site {name!r} of the model" + (f" (plates: {plates})" if plates else ""),
+        _place(latent),
         found,
         "a gradient from every term that depends on a draw under am.Pathwise()",
         advice,

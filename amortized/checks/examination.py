@@ -21,7 +21,7 @@ from amortized.checks.data import (
     rows_of,
     wide_findings,
 )
-from amortized.checks.densities import density_findings, log_density
+from amortized.checks.densities import density_findings, leaves_of_programs, log_density
 from amortized.checks.detached import detached_findings
 from amortized.checks.estimators import (
     asked_findings,
@@ -33,8 +33,10 @@ from amortized.checks.failures import Facts, data_causes, failure_findings
 from amortized.checks.inventory import (
     Inventory,
     announced_findings,
+    held_parameters,
     inventory,
     no_parameter_findings,
+    remade_findings,
     strays_among,
     untrained_findings,
 )
@@ -156,7 +158,7 @@ class Examination:
 
     def _loss(self, pair: Pair, validate: bool) -> None:
         """What the loss and its gradient say."""
-        before = dict(self.calls.dims)
+        before, held = dict(self.calls.dims), held_parameters(self.model, self.guide)
         # elsewhere than the surveys, so that equal draws tell of a seed inside the programs
         seed_torch(self.seed ^ 1)
         try:
@@ -169,7 +171,10 @@ class Examination:
         self._ask(asked_findings(self.loss, pair))
         self._ask(idle_findings(self.loss, pair[1], self._optional()))
         self._ask(left_dim_findings(self.calls.suspects(before)))
-        self._untrained(reached, known, pair)
+        # estimators have leaves of their own; surveys saw branches that this run did not take
+        theirs = {*leaves_of_programs(estimate.run), *grads.leaves_under(log_density(pair))}
+        self._untrained({k: leaf for k, leaf in reached.items() if k in theirs}, known, pair)
+        self._ask(remade_findings(held, held_parameters(self.model, self.guide)))
         self._ask(self._unreached(reached, known, estimate))
         if validate:
             self._ask(self._branches(estimate, pair))
@@ -284,11 +289,21 @@ class Examination:
         else:
             programs = (self.model, self.guide)
             others = excused(programs, self.args, self.kwargs, known, self.calls)
+            if not first.loss.requires_grad and not fitted <= others:
+                yield grads.nothing_learns_finding()
+                return
             called = self.calls.modules.keys()
             yield from grads.no_gradient_findings(found, known, called, others)
 
     def _gradients(self, estimate: Estimate, known: Inventory) -> Iterator[Finding]:
-        found = grads.gradients_of(estimate.loss, known.fitted)
+        try:
+            found = grads.gradients_of(estimate.loss, known.fitted)
+        except RuntimeError as error:
+            impossible = grads.backward_finding(error)
+            if impossible is None:
+                raise
+            yield impossible
+            return
         bad = [*grads.non_finite_gradient_findings(found)]
         yield from bad
         zero = [name for name in grads.zero_names(found) if not _of_the_prior(name, self.guide)]

@@ -256,6 +256,20 @@ _ADVICE = (
         "give the parameter a start of floating point: torch.tensor(0.0)",
     ),
     (
+        r"object is not callable",
+        "sample from pyro.distributions (import pyro.distributions as dist): Pyro cannot sample "
+        "those of torch.distributions; else call what is a function there",
+    ),
+    (
+        r"Inference tensors cannot",
+        "take torch.inference_mode() out of the programs: what is computed in it has no gradient",
+    ),
+    (
+        r"index out of range in self",
+        "give the embedding as many entries as there are categories: num_embeddings above the "
+        "greatest index, which counts from 0",
+    ),
+    (
         r"torch\.Size\(\) takes",
         "pass observations by name: pyro.sample(name, distribution, obs=x)",
     ),

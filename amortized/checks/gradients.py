@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,12 +11,30 @@ import torch
 from torch import Tensor
 
 from amortized.checks.inventory import Inventory
-from amortized.checks.places import names_words
+from amortized.checks.places import names_words, shortened
 from amortized.checks.report import Finding
 
 _NAMED = 4
 
 Gradients = dict[str, Tensor]
+
+# what torch says where programs make a gradient impossible, and what to do about it
+_BACKWARD = (
+    (
+        r"modified by an inplace operation",
+        "make a new tensor instead of writing into one: s = s + 0.1 instead of s += 0.1, x.exp() "
+        "instead of x.exp_()",
+    ),
+    (
+        r"through the graph a second time",
+        "keep no tensor with its graph from one run to the next, such as the state of a recurrent "
+        "network: .detach() it, or start it anew",
+    ),
+    (
+        r"does not require grad",
+        "look for a mask of False, torch.no_grad() or .detach() around everything that is observed",
+    ),
+)
 
 
 def leaves_under(tensor: Tensor | None) -> dict[int, Tensor]:
@@ -74,11 +93,12 @@ def _no_gradient(names: list[str], unused: bool, optional: bool) -> Finding:
             "use it, remove it, or freeze it with requires_grad_(False); other batches may use it"
         )
     else:
-        them = "it" if len(names) == 1 else "them"
+        them, they = ("it", "it") if len(names) == 1 else ("them", "they")
         found = f"no gradient: the loss does not depend on {them}"
         advice = (
             "look for .detach(), .data, .item(), torch.tensor(...) of a result, torch.no_grad(), "
-            "argmax or a comparison on the way to the loss, and for a result that is never used"
+            "argmax or a comparison on the way to the loss, and for a result that is never used; "
+            f"if {they} should stay fixed, freeze {them} with requires_grad_(False)"
         )
     return Finding(
         "note" if unused and optional else "warning",
@@ -117,6 +137,48 @@ def non_finite_gradient_findings(gradients: Gradients) -> Iterator[Finding]:
             "look for sqrt, log or a norm at 0, 0 * inf, and NaN hidden by torch.where: replace "
             "the bad argument before the function, not its result",
         )
+
+
+def backward_advice(error: Exception) -> str | None:
+    """What to do about a gradient that torch cannot take; None: that is not what it says."""
+    text = str(error)
+    found = (advice for pattern, advice in _BACKWARD if re.search(pattern, text))
+    return next(found, None) if isinstance(error, RuntimeError) else None
+
+
+def first_words(error: Exception) -> str:
+    """What torch says, without what it advises."""
+    return shortened(re.split(r" \(or directly|\. Hint: ", str(error))[0])
+
+
+def backward_finding(error: Exception) -> Finding | None:
+    """A gradient that torch cannot take; None: that is not what the error says."""
+    advice = backward_advice(error)
+    if advice is None:
+        return None
+    return Finding(
+        "error",
+        "program-raises",
+        None,
+        "the gradient of the loss",
+        f"torch cannot take it: {first_words(error)}",
+        "programs whose results can be differentiated",
+        advice,
+        error,
+    )
+
+
+def nothing_learns_finding() -> Finding:
+    """A loss that depends on no parameter at all."""
+    return Finding(
+        "error",
+        "no-gradient",
+        None,
+        "the loss",
+        "it depends on no parameter, so nothing would be trained",
+        "a gradient for what is trained",
+        _BACKWARD[-1][1],
+    )
 
 
 def zero_names(gradients: Gradients) -> list[str]:

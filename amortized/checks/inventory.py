@@ -14,11 +14,18 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from amortized.checks.calls import Calls
+from amortized.checks.places import names_words
 from amortized.checks.report import Finding
+from amortized.loss import VariationalLoss
 from amortized.programs.modules import modules_of
 from amortized.programs.survey import Survey
 
 Program = Callable[..., Any]
+
+Held = dict[tuple[int, str], tuple[str, Tensor]]
+"""Parameters with their names, by network and name in it."""
+
+_NAMED = 4
 
 
 @dataclass
@@ -60,14 +67,15 @@ def frozen_in(*programs: Any) -> set[int]:
 def inventory(
     model: Program,
     guide: Program,
-    loss: nn.Module,
+    loss: VariationalLoss,
     surveys: Sequence[Survey],
     frozen: set[int],
     reached: Collection[int] = (),
 ) -> Inventory:
     """Parameters of modules that are programs, then what the programs announced, each once.
 
-    ``reached`` are leaves under the loss: a branch may announce what no survey met.
+    ``reached`` are leaves under the loss: a branch may announce what no survey met. An objective
+    that trains no model leaves those of the model alone out.
     """
     found = Inventory(frozen=frozen, networks=modules_of(model, guide))
     taken = set(frozen)
@@ -77,14 +85,16 @@ def inventory(
             taken.add(id(tensor))
             found.fitted[name], found.network[name] = tensor, network
 
-    for side, program in (("model", model), ("guide", guide)):
+    learns = loss.objective.trains_model
+    sides = (("model", model), ("guide", guide)) if learns else (("guide", guide),)
+    for side, program in sides:
         if isinstance(program, nn.Module):
             for name, parameter in program.named_parameters():
                 add(f"{side}.{name}", f"{side}.{name.split('.')[0]}", parameter)
     # a module may have replaced what was announced at first
     stored = dict(pyro.get_param_store().named_parameters())
     for survey in surveys:
-        for announced in survey.announced:
+        for announced in survey.announced if learns or not survey.in_model else ():
             name = announced.name
             network, _, _ = name.partition("$$$")
             add(name.replace("$$$", "."), network, stored.get(name, announced.leaf))
@@ -245,6 +255,37 @@ def untrained_findings(
             "parameters that are announced",
             "make it with pyro.param(name, init), or once, outside, as an nn.Parameter of a module "
             "program",
+        )
+
+
+def held_parameters(model: Program, guide: Program) -> Held:
+    """What an optimizer would be given now, with its name, by what tells it at another time."""
+    found: Held = {}
+    for side, program in (("model", model), ("guide", guide)):
+        for network in _outermost(modules_of(program)):
+            stem = side if network is program else type(network).__name__
+            for name, parameter in network.named_parameters():
+                plain = name.removesuffix("_unconstrained")
+                found[id(network), name] = f"{stem}.{plain}", parameter
+    for name, leaf in pyro.get_param_store().named_parameters():
+        found[0, name] = name.replace("$$$", "."), leaf
+    return found
+
+
+def remade_findings(before: Held, now: Held) -> Iterator[Finding]:
+    """Parameters that a run put others in the place of: what an optimizer moved is lost."""
+    both = [(*before[key], now[key][1]) for key in before.keys() & now.keys()]
+    names = {id(old): name for name, old, new in both if new is not old}.values()
+    if names:
+        yield Finding(
+            "warning",
+            "untrained-module",
+            None,
+            f"parameter{'s' if len(names) > 1 else ''} {names_words(names, _NAMED)}",
+            "every run puts a new tensor in its place, so what the optimizer has learned is lost",
+            "parameters that are made once",
+            "make it in __init__, or with pyro.param(name, init), which starts it once; take "
+            "pyro.clear_param_store() out of the programs",
         )
 
 

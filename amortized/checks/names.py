@@ -13,6 +13,7 @@ def name_findings(guide: Survey, model: Survey) -> Iterator[Finding]:
     """All mistakes in the names of sites."""
     yield from _repeated(guide)
     yield from _repeated(model)
+    yield from _plates_named_like_sites(guide, model)
     yield from _observed(guide, model)
     # what a program would have sampled after it raised is not known
     if guide.error is None:
@@ -47,6 +48,21 @@ def _repeated(survey: Survey) -> Iterator[Finding]:
             "one statement for each name",
             f"give every site its own name, for instance f'{name}_{{i}}' in a loop",
         )
+
+
+def _plates_named_like_sites(guide: Survey, model: Survey) -> Iterator[Finding]:
+    """Pyro has one name for the rows of a plate and for a site, and refuses the second one."""
+    for survey in (model, guide):
+        for name in survey.plates.keys() & survey.statements.keys():
+            yield Finding(
+                "error",
+                "duplicate-site",
+                name,
+                place(survey.statements[name]),
+                f"a plate of the {survey.side} has this name too, under which Pyro keeps its rows",
+                "one name for each site and each plate",
+                f"rename the plate, for instance pyro.plate('{name}_rows', len(x))",
+            )
 
 
 def _observed(guide: Survey, model: Survey) -> Iterator[Finding]:
@@ -102,16 +118,7 @@ def _missing_in_guide(guide: Survey, model: Survey) -> Iterator[Finding]:
         if name in guide.statements:
             continue
         if statement.infer.get("enumerate"):
-            yield Finding(
-                "error",
-                "enumeration-not-happening",
-                name,
-                place(statement),
-                "the model marks it for enumeration and the guide does not sample it",
-                "a guide site: summing out in the model alone is not there yet",
-                "sample it in the guide and give it am.Enumerate()",
-            )
-            continue
+            continue  # summed out in the model
         close = renamed.get(name)
         hint = f"did you mean {close!r} in the guide? " if close else ""
         instead = f", and has {close!r}, which the model does not sample" if close else ""

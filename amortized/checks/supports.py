@@ -55,6 +55,8 @@ def support_words(fn: Any) -> str:
         support = _element(fn.support)
     except (NotImplementedError, AttributeError):
         return "its support"
+    if type(support).__name__ == "_Multinomial":
+        return f"counts whose sum is at most {torch.as_tensor(support.upper_bound).max():g}"
     return {
         "_Simplex": "probabilities that sum to 1",
         "_OneHot": "one-hot vectors",
@@ -114,7 +116,7 @@ def _remedy(q: Statement, p: Statement) -> str:
     if family(q) == "Delta":
         return (
             "give the point estimate the support as its constraint: pyro.param(name, init, "
-            "constraint=constraints.positive), unit_interval, simplex, ..."
+            f"constraint={_constraint(p)})"
         )
     remedy = f"let the guide give {support_words(p.fn)}: dist.{family(p)}"
     found = support_range(p.fn)
@@ -123,6 +125,27 @@ def _remedy(q: Statement, p: Statement) -> str:
             ", dist.LogNormal for positive numbers, or dist.TransformedDistribution of a Normal"
         )
     return remedy
+
+
+def _constraint(p: Statement) -> str:
+    """The constraint of a parameter that stands for a value of this statement, as one writes it."""
+    found = support_range(p.fn)
+    if found is not None and not found.whole:
+        if (found.low, found.high) == (0, math.inf):
+            return "constraints.positive"
+        if (found.low, found.high) == (0, 1):
+            return "constraints.unit_interval"
+        if math.isinf(found.high):
+            return f"constraints.greater_than({found.low:g})"
+        if not math.isinf(found.low):
+            return f"constraints.interval({found.low:g}, {found.high:g})"
+    names = {"_Simplex": "simplex", "_LowerCholesky": "lower_cholesky"}
+    names |= {"_CorrCholesky": "corr_cholesky", "_PositiveDefinite": "positive_definite"}
+    try:
+        kind = type(_element(p.fn.support)).__name__
+    except (NotImplementedError, AttributeError):
+        kind = ""
+    return f"constraints.{names[kind]}" if kind in names else f"dist.{family(p)}(...).support"
 
 
 def unchecked(fn: Any) -> bool:

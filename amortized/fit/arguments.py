@@ -94,6 +94,33 @@ def refuse_no_number(name: str, value: Any, expected: str = "a number", *, of: s
         raise UsageError(f"{_said(name, value, of)}: expected {expected}")
 
 
+def refuse_uncallable(name: str, function: Callable[..., Any], given: str) -> None:
+    """Refuse a function that cannot be called with one argument.
+
+    Args:
+        name: of the argument that it is.
+        function: what was passed.
+        given: what it is called with, in words.
+
+    Raises:
+        UsageError: naming the argument.
+
+    >>> refuse_uncallable("kl_weight", lambda step: 1.0, "the step")
+    """
+    try:
+        inspect.signature(function).bind(0)
+    except TypeError as error:
+        raise UsageError(
+            f"{name}: it is called with {given}, and {_plain_name(function)} cannot be: {error}"
+        ) from error
+    except ValueError:  # of a function written in C nobody knows
+        return
+
+
+def _plain_name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def refuse_no_seed(value: Any) -> None:
     """Refuse what is no seed of every generator; None is.
 

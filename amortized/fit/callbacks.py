@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, final
 
 from amortized.errors import UsageError
-from amortized.fit.arguments import known_names, refuse_no_count, refuse_no_number
+from amortized.fit.arguments import (
+    known_names,
+    refuse_no_count,
+    refuse_no_number,
+    refuse_uncallable,
+)
 from amortized.fit.history import History
 from amortized.fit.parameters import Parameters
 
@@ -115,6 +120,8 @@ class EarlyStopping(Callback):
     ) -> None:
         refuse_no_count("patience", patience, or_none=True, of="EarlyStopping")
         refuse_no_number("min_delta", min_delta, of="EarlyStopping")
+        if not isinstance(monitor, str):
+            raise UsageError(f"EarlyStopping(monitor={monitor!r}): expected a key of the history")
         if mode not in ("min", "max"):
             raise UsageError(f"EarlyStopping(mode={mode!r}): expected 'min' or 'max'")
         self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
@@ -247,11 +254,14 @@ def as_callbacks(callbacks: Iterable[Callback | Callable[[FitState], Any]]) -> l
     """
     if isinstance(callbacks, Callback) or callable(callbacks):
         raise UsageError(f"callbacks: found {callbacks!r} alone; expected a list, [{callbacks!r}]")
+    if not isinstance(callbacks, Iterable):
+        raise UsageError(f"callbacks={callbacks!r}: expected a list of callbacks, or ()")
     found: list[Callback] = []
     for callback in callbacks:
         if isinstance(callback, Callback):
             found.append(callback)
         elif callable(callback) and not isinstance(callback, type):
+            refuse_uncallable("callbacks", callback, "the state of training")
             found.append(EachEpoch(callback))
         else:
             raise UsageError(

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from amortized.errors import CheckpointError
+from amortized.estimators.running import complete
 from amortized.fit import checkpoint_files as files
 from amortized.fit.checkpoint_files import Keep
 from amortized.fit.checkpoint_files import listed as listed
@@ -46,7 +47,7 @@ State = dict[str, Any]
 Migration = Callable[[State, Metadata], tuple[State, Metadata]]
 Place = str | os.PathLike[str]
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 UNKNOWN: Final = "unknown"
 """What an older file does not say."""
 STATE: Final = "state.pt"
@@ -67,8 +68,21 @@ def _with_valid_json(state: State, metadata: Metadata) -> tuple[State, Metadata]
     return state, metadata
 
 
+def _with_running_costs(state: State, metadata: Metadata) -> tuple[State, Metadata]:
+    """Version 3 had no running offset below neural baselines; nor had moments to go back to."""
+    waiting: list[Any] = [state]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            complete(value)
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+    return state, metadata
+
+
 _MIGRATIONS: Final[Mapping[int, Migration]] = MappingProxyType(
-    {1: _with_rows_and_schedules, 2: _with_valid_json}
+    {1: _with_rows_and_schedules, 2: _with_valid_json, 3: _with_running_costs}
 )
 
 _ZIP: Final = b"PK\x03\x04"

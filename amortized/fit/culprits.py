@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from amortized.checks.check import inspect_observations
+from amortized.checks.gradients import backward_advice, first_words
 from amortized.checks.report import Finding
 from amortized.errors import AmortizedError, DataError, NonFiniteError, ProgramError
 from amortized.fit.data import Batches
@@ -32,6 +33,7 @@ def located(
 
     Raises:
         DataError: instead of the error, if data are.
+        ProgramError: instead of what torch says of a gradient that the programs made impossible.
     """
     try:
         yield
@@ -42,6 +44,14 @@ def located(
         if not isinstance(error, NonFiniteError):
             error.args = (f"{place()}: {error.args[0]}", *error.args[1:])
         raise
+    except RuntimeError as error:
+        advice = backward_advice(error)
+        if advice is None:
+            raise
+        raise ProgramError(
+            f"{place()}: torch cannot take the gradient of the loss: {first_words(error)}; "
+            f"expected programs whose results can be differentiated; {advice}"
+        ) from error
 
 
 @contextmanager

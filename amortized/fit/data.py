@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast, final
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from amortized.errors import DataError
+from amortized.errors import AmortizedError, DataError
 from amortized.fit.arguments import refuse_no_count
 from amortized.fit.sources import Picked, Rows, as_rows, map_rows, non_finite
 from amortized.programs.batches import leaves_of
@@ -204,6 +205,36 @@ class NoArguments(Batches):
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
         """The empty batch."""
         yield ()
+
+
+def guarded(batches: Iterator[Any], place: str) -> Iterator[Any]:
+    """The same batches; an error of the user's data says where training stood.
+
+    Raises:
+        DataError: naming the place and the number of the batch.
+    """
+    for number in itertools.count(1):
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except AmortizedError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{place} {number}: the data could not be read: {type(error).__name__}: {error}; "
+                "parameters are as the last step left them"
+            ) from error
+        yield batch
+
+
+def peeked(batches: Batches, name: str, rows: int | None = None) -> Any:
+    """What `Batches.peek` gives.
+
+    Raises:
+        DataError: instead of what the user's data raise.
+    """
+    return next(guarded(map(batches.peek, [rows]), f"{name}, before the first step: batch"))
 
 
 def as_batches(data: Any, batch_size: int = 128) -> Batches:

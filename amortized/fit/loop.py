@@ -15,10 +15,10 @@ from typing import Any, final
 from amortized.errors import AmortizedError, DataError, NonFiniteError
 from amortized.estimate import Estimate
 from amortized.fit import checkpoint
-from amortized.fit.callbacks import FitState
+from amortized.fit.callbacks import FitState, numbered
 from amortized.fit.collapse import collapse_notices
 from amortized.fit.culprits import data_culprit, located
-from amortized.fit.data import batch_length
+from amortized.fit.data import batch_length, guarded
 from amortized.fit.history import History
 from amortized.fit.interrupts import Interrupted, Interrupts
 from amortized.fit.memory import Parts
@@ -51,6 +51,7 @@ class Loop:
         self._recovery = recovery_of(plan.non_finite, plan.non_finite_limit, stepper, plan.schedule)
         self._moment = Moment(self._recovery)
         self._interrupts = Interrupts()
+        self._named = numbered(plan.callbacks)
         self._parts = Parts()
         self._ready = False
         stepper.detect_anomaly = plan.detect_anomaly
@@ -71,6 +72,8 @@ class Loop:
             with self._interrupts, self._failures():
                 self._call("on_fit_start")
                 self._moment.load_callbacks(self.plan.callbacks, self.state)
+                for hook, callback in self._moment.telling.left(self._named):
+                    getattr(callback, hook)(self.state)
                 while not self._finished():
                     self._epoch(report)
             self._call("on_fit_end")
@@ -114,7 +117,7 @@ class Loop:
         moment, state = self._moment, self.state
         if not moment.mid_epoch:
             state.epoch, state.batch, moment.announced = state.epoch + 1, 0, True
-            self._call("on_train_epoch_start")
+            self._tell("on_train_epoch_start")
             moment.start_epoch(self.plan.train, self.plan.val)
             self._recovery.epoch_start()
         moment.start_clock()
@@ -126,7 +129,7 @@ class Loop:
             watched = "train_loss" if self.plan.val is None else "val_loss"
             self.plan.schedule.after_epoch(metrics.get(watched, math.nan))
         report.epoch(self.history)
-        self._call("on_train_epoch_end")
+        self._tell("on_train_epoch_end")
         self._interrupts.check()
 
     def _train(self, report: Reporter) -> None:
@@ -151,7 +154,7 @@ class Loop:
         done, again = state.batch, moment.resumed
         if again:
             moment.rewind(plan.train, plan.val)
-        batches = _guarded(plan.train.epoch(moment.shuffle), f"epoch {state.epoch}, batch")
+        batches = guarded(plan.train.epoch(moment.shuffle), f"epoch {state.epoch}, batch")
         for _ in itertools.islice(batches, done):
             pass
         if again:
@@ -218,7 +221,7 @@ class Loop:
             self.plan.schedule.after_step()
         self._recovery.after_step()
         self.state.whole = True
-        self._call("on_train_batch_end")
+        self._tell("on_train_batch_end")
 
     def _recover(self, error: NonFiniteError) -> None:
         sentence = f"{self._place()}: {error.args[0]}{self._last_good()}"
@@ -256,7 +259,7 @@ class Loop:
         # The same noise at every epoch: differences between epochs are then the parameters' alone,
         # and the training stream does not move.
         with seeded(self._moment.val_seed):
-            for batch in itertools.islice(_guarded(val.epoch(), place), plan.val_batches):
+            for batch in itertools.islice(guarded(val.epoch(), place), plan.val_batches):
                 done += 1
                 self._interrupts.check()
                 numbers = partial(val.numbers, done)
@@ -264,9 +267,9 @@ class Loop:
                 with located(lambda: f"{place} {done}", blame):  # noqa: B023
                     for terms, rows in validation.terms(batch):
                         averager.add(terms, rows)
-        self._call("on_validation_epoch_end")
+        self._tell("on_validation_epoch_end")
         means = averager.means()
-        return {f"val_{key}": means[key] for key in keys}
+        return {f"val_{key}": means[key] for key in keys if key in means}
 
     def _bad_validation(self, place: str, estimate: Estimate) -> None:
         """Ends training, or leaves one notice an epoch."""
@@ -281,7 +284,8 @@ class Loop:
         moment, averager = self._moment, self._moment.averager
         means = averager.means()
         if means:
-            means = {"train_loss": means.pop("loss"), "train_elbo": means.pop("elbo"), **means}
+            renamed = {f"train_{k}": means.pop(k) for k in ("loss", "elbo") if k in means}
+            means = {**renamed, **means}
         self.history.per_datum = averager.per_datum
         rates = self.stepper.optimizer.rates()
         same = len(set(rates.values())) == 1
@@ -355,26 +359,14 @@ class Loop:
                 failures.append(failure)
         return failures
 
-    def _call(self, hook: str, *args: BaseException) -> None:
+    def _call(self, hook: str) -> None:
         for callback in self.plan.callbacks:
-            getattr(callback, hook)(self.state, *args)
+            getattr(callback, hook)(self.state)
 
-
-def _guarded(batches: Iterator[Any], place: str) -> Iterator[Any]:
-    """The same batches; an error of the user's loader says where training stood."""
-    for number in itertools.count(1):
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except AmortizedError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"{place} {number}: the data could not be read: {type(error).__name__}: {error}; "
-                "parameters are as the last step left them"
-            ) from error
-        yield batch
+    def _tell(self, hook: str) -> None:
+        """The same; one of them may end training, or save, before the others have heard of it."""
+        for callback in self._moment.telling.others(hook, self._named):
+            getattr(callback, hook)(self.state)
 
 
 def _reached(count: int, limit: int | None) -> bool:

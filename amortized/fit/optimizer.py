@@ -20,6 +20,7 @@ from amortized.fit.parameters import GROUPS
 OptimizerFactory = Callable[..., Any]
 LearningRate = float | Mapping[str, float] | None
 DEFAULT_LR = 1e-3
+_OWN: Final = "estimators"
 
 
 @final
@@ -67,6 +68,27 @@ class GroupedOptimizer:
         """Forgets the gradients of the last step."""
         for leaf in self.leaves():
             leaf.grad = None
+
+    def clip(self, largest: float | None, total: Tensor) -> float:
+        """Scales gradients to a norm of ``largest`` at most; returns that of model and guide before.
+
+        What estimators learn by, such as the variance of a gradient, is on a scale of its own and
+        would decide how far the programs move: its norm is taken apart.
+
+        Args:
+            largest: None scales nothing.
+            total: the norm of all gradients together.
+        """
+        groups = self.built.param_groups
+        apart = [leaf for g in groups if g.get("name") == _OWN for leaf in g["params"]]
+        parts = [(self.leaves(), total)]
+        if apart:
+            programs = [leaf for g in groups if g.get("name") != _OWN for leaf in g["params"]]
+            parts = [(leaves, _norm(leaves)) for leaves in (programs, apart)]
+        if largest is not None:
+            for leaves, norm in parts:
+                torch.nn.utils.clip_grads_with_norm_(leaves, largest, norm)
+        return parts[0][1].item()
 
     def step(self) -> None:
         """Moves the parameters by their gradients."""
@@ -154,7 +176,13 @@ class GroupedOptimizer:
         options: dict[str, Any] = {}
         if self.factory is torch.optim.Adam:
             options["fused"] = _can_fuse(leaf for group in groups for leaf in group["params"])
-        built = _made(self.factory, groups, options)
+        try:
+            built = _made(self.factory, groups, options)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"optimizer: it cannot be made of parameter groups: {error}; give its own options "
+                "with functools.partial(torch.optim.Adam, ...)"
+            ) from error
         if not isinstance(built, torch.optim.Optimizer):
             raise UsageError(
                 f"optimizer made a {type(built).__name__}: expected a torch.optim.Optimizer"
@@ -176,6 +204,10 @@ class GroupedOptimizer:
         if self.torch_optimizer is None:
             raise UsageError("the optimizer is made at the first step: none was taken yet")
         return self.torch_optimizer
+
+
+def _norm(leaves: Iterable[Tensor]) -> Tensor:
+    return torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves if leaf.grad is not None])
 
 
 def _learning_rates(lr: LearningRate) -> dict[str, float] | None:

@@ -13,9 +13,10 @@ from amortized.estimators.base import TorchNoise
 from amortized.fit.data import batch_length
 from amortized.fit.parameters import evaluation_mode
 from amortized.programs.batches import as_arguments
-from amortized.programs.handlers import Context, GuideHandler, ModelHandler
+from amortized.programs.handlers import Context, GuideHandler
 from amortized.programs.modules import modules_of
 from amortized.programs.records import Layout, SiteRecord
+from amortized.programs.replay import ModelHandler
 from amortized.programs.run import execute, run_pair, with_room
 
 Program = Callable[..., Any]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amortized.errors import UsageError
-from amortized.fit.arguments import refuse_no_number
+from amortized.fit.arguments import refuse_no_count, refuse_no_number
 from amortized.fit.callbacks import Callback, EarlyStopping, FitState, as_callbacks
 from amortized.fit.data import Batches
 from amortized.fit.loggers import LogEachEpoch, Logger, as_loggers
@@ -64,6 +64,7 @@ class Plan:
                 raise UsageError(f"{name}={value!r}: expected a whole number, at least 1")
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}: expected at least 1")
+        refuse_no_count("data_plate's size", self.data.size, or_none=True)
         # a wrong limit is named now, not after the first epoch
         _ = self.train_batches, self.val_batches
         clip = self.gradient_clip_val

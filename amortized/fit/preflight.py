@@ -14,7 +14,7 @@ from amortized.checks.places import names_words
 from amortized.checks.report import Finding, Report
 from amortized.checks.sizes import lacks_data_plate, row_parameters
 from amortized.errors import CheckWarning, DataError, ProgramError
-from amortized.fit.data import Batches, batch_length, structure_of
+from amortized.fit.data import Batches, batch_length, peeked, structure_of
 from amortized.fit.plan import Plan
 from amortized.fit.rng import preserved_rng
 from amortized.fit.step import Stepper
@@ -40,8 +40,8 @@ def preflight(stepper: Stepper, plan: Plan) -> bool:
     plan = replace(plan, data=replace(plan.data, counted=counted or plan.data.counted))
     with preserved_rng():
         # copies: programs that write into a batch must not write into the data through a slice
-        first = own_copy(plan.train.peek())
-        val = None if plan.val is None else own_copy(plan.val.peek())
+        first = own_copy(peeked(plan.train, "train"))
+        val = None if plan.val is None else own_copy(peeked(plan.val, "val"))
     if first is None:
         return False
     if val is not None and structure_of(val) != structure_of(first):
@@ -145,7 +145,7 @@ def _check_last_batch(stepper: Stepper, plan: Plan, first: Any) -> None:
     """A batch of every size that will come: the last one may be short."""
     size, rows = plan.train.size, batch_length(first)
     short = 0 if size is None else size % rows
-    last = own_copy(plan.train.peek(short)) if short else None
+    last = own_copy(peeked(plan.train, "train", short)) if short else None
     if last is not None:
         finding = stepper.other_size(first, last, plan.data)
         if finding is not None:
@@ -159,7 +159,7 @@ def _check_row_parameters(stepper: Stepper, plan: Plan, first: Any) -> None:
         return
     with stepper.parameters.scope():
         names = row_parameters(stepper.model, stepper.guide, stepper.placed(first), rows)
-    fewer = own_copy(plan.train.peek(rows - 1))
+    fewer = own_copy(peeked(plan.train, "train", rows - 1))
     if names and stepper.other_size(first, fewer, plan.data) is not None:
         warnings.warn(
             f"parameter {names_words(names)} has a row for each of the {rows} rows of a batch, and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, final
@@ -30,6 +30,48 @@ from amortized.programs.records import DataPlate
 
 # so many batches are looked at for parameters that only some branches declare
 _LOOKS: Final = 64
+
+
+# the moments of training that do not come again by themselves when it is resumed
+_ONCE: Final = ("on_train_batch_end", "on_train_epoch_end")
+
+
+@final
+class Telling:
+    """Which callbacks have heard of what happens now: a checkpoint may be written in between."""
+
+    def __init__(self) -> None:
+        self._hook = ""
+        self._told: list[str] = []
+        self._waiting: list[str] = []
+
+    def others(self, hook: str, callbacks: Sequence[tuple[str, Callback]]) -> Iterator[Callback]:
+        """Those that have not heard of it yet; each counts as told when its turn comes."""
+        if hook != self._hook:
+            self._hook, self._told = hook, []
+        for name, callback in callbacks:
+            if name not in self._told:
+                self._told.append(name)
+                yield callback
+        self._hook, self._told = "", []
+
+    def left(self, callbacks: Sequence[tuple[str, Callback]]) -> Iterator[tuple[str, Callback]]:
+        """After a resume: those that were not told before the file was written, and of what."""
+        hook, waiting, self._waiting = self._hook, self._waiting, []
+        if hook in _ONCE:
+            self._hook = ""
+            yield from ((hook, callback) for name, callback in callbacks if name in waiting)
+
+    def state_dict(self, callbacks: Iterable[Callback]) -> dict[str, Any]:
+        """Who was told, and who was not."""
+        names = [name for name, _ in numbered(callbacks)] if self._hook else []
+        waiting = [name for name in names if name not in self._told]
+        return {"hook": self._hook, "told": [*self._told], "waiting": waiting}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes that back; an older file says nothing."""
+        self._hook = state.get("hook", "")
+        self._told, self._waiting = [*state.get("told", ())], [*state.get("waiting", ())]
 
 
 @final
@@ -59,6 +101,7 @@ class Moment:
         """Their state in the file, until they have started and taken it."""
         self._start: dict[str, Any] = {}
         self._weighted = False
+        self.telling = Telling()
 
     def start_epoch(self, train: Batches, val: Batches | None = None) -> None:
         """Remembers the generators that decide the order of this epoch and of its validation."""
@@ -142,6 +185,7 @@ class Moment:
                 "recovery": self.recovery.state_dict(),
                 "schedule": {} if plan.schedule is None else plan.schedule.state_dict(),
                 "identity": plan.identity,
+                "telling": self.telling.state_dict(plan.callbacks),
             },
         }
 
@@ -160,6 +204,7 @@ class Moment:
         for name, batches in (("train", plan.train), ("val", plan.val)):
             _set_states(batches, saved["loaders"][name])
         self.recovery.load_state_dict(saved["recovery"])
+        self.telling.load_state_dict(saved.get("telling", {}))
         if plan.schedule is not None:
             plan.schedule.load_state_dict(saved["schedule"])
         restore_rng(self.rng)

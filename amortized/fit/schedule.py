@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from amortized.errors import CheckpointError, UsageError
-from amortized.fit.arguments import refuse_no_count
+from amortized.fit.arguments import refuse_no_count, refuse_uncallable
 
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 Interval = Literal["epoch", "step"]
@@ -36,7 +36,10 @@ class KLWeight:
     """
 
     def __init__(self, weight: float | Callable[[int], float], warmup: int | None = None) -> None:
-        weight = weight if callable(weight) else _refuse_bad_weight(weight, "")
+        if callable(weight):
+            refuse_uncallable("kl_weight", weight, "the number of the step")
+        else:
+            weight = _refuse_bad_weight(weight, "")
         refuse_no_count("n_epochs_kl_warmup", warmup, or_none=True)
         self.weight, self.warmup = weight, warmup
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, final
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amortized.errors import DataError
+from amortized.errors import CheckWarning, DataError
 
 # Looked at in one piece, in elements; a piece in memory stays in the processor's cache.
 _AT_ONCE: Final = 2**20
@@ -141,6 +142,11 @@ def as_rows(data: Any, found: dict[str, Rows], name: str = "data") -> Any:
         return {key: as_rows(data.get_slice(key), found, f"{name}[{key!r}]") for key in data.keys()}
     if type(data).__name__ == "PySafeSlice":
         data = _mapped_by_torch(data, name)
+    if isinstance(data, np.ma.MaskedArray):
+        raise DataError(
+            f"{name}: found a masked array, whose mask would be lost; pass its values and its mask "
+            "as two arrays, (a.filled(0), ~a.mask), and observe with obs_mask= or poutine.mask"
+        )
     numeric = isinstance(data, np.ndarray) and data.dtype.kind in "fiub"
     if not numeric and not isinstance(data, Tensor):
         raise DataError(
@@ -150,10 +156,28 @@ def as_rows(data: Any, found: dict[str, Rows], name: str = "data") -> Any:
     if data.ndim == 0:
         raise DataError(f"{name} is a single number: expected data points along the first dim")
     if isinstance(data, Tensor):
-        found[name] = InMemory(data)
+        found[name] = InMemory(_constant(data, name))
     else:
         found[name] = Mapped(data) if is_mapped(data) else InMemory(_as_tensor(data))
     return found[name]
+
+
+def _constant(data: Tensor, name: str) -> Tensor:
+    """A tensor as data: without the graph that it may come with, which is used up after a step."""
+    if data.layout != torch.strided:
+        kind = str(data.layout).removeprefix("torch.")
+        raise DataError(
+            f"{name}: found a {kind} tensor, of which rows cannot be taken; pass it .to_dense(), "
+            "or a Dataset that makes each row dense when its turn comes"
+        )
+    if data.requires_grad:
+        warnings.warn(
+            f"{name}: it requires a gradient, and data are constants: nothing learns from it; pass "
+            "x.detach(), and make what is to be learned inside the programs",
+            CheckWarning,
+            stacklevel=2,
+        )
+    return data.detach()
 
 
 def is_mapped(array: np.ndarray[Any, Any]) -> bool:

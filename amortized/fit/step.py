@@ -20,7 +20,7 @@ from amortized.checks.report import Finding, Report
 from amortized.checks.sizes import size_finding
 from amortized.errors import CheckWarning, NonFiniteError, ProgramError
 from amortized.estimate import Estimate, LogWeights
-from amortized.fit.anomaly import named_gradients, watched_backward
+from amortized.fit.anomaly import named_gradients, wanted, watched_backward
 from amortized.fit.buffers import Copy, MovingBuffers, put_back
 from amortized.fit.compiled.capture import CaptureError, StepInputs, StepProgram
 from amortized.fit.compiled.evaluations import Evaluations
@@ -155,7 +155,7 @@ class Stepper:
                 if self.detect_anomaly:
                     watched_backward(loss, estimate, self.optimizer.leaves())
                 else:
-                    loss.backward()
+                    loss.backward(inputs=wanted(estimate, self.optimizer.leaves()))
             self.loss.learn(estimate)
         self._buffers.look(before)
         self._before_group = before if self._added == 0 else self._before_group
@@ -254,7 +254,7 @@ class Stepper:
         """Moves the parameters by the mean of what was added; returns its norm before clipping.
 
         Args:
-            clip: the largest norm of the whole gradient.
+            clip: the largest norm of the gradient of model and guide together, which is returned.
 
         Raises:
             NonFiniteError: the gradient is NaN or infinite; nothing has moved since the last step.
@@ -273,8 +273,7 @@ class Stepper:
             self.optimizer.zero_grad()
             put_back(self._before_group)
             raise NonFiniteError(f"the norm of the gradient is {norm}: {report}")
-        if clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(leaves, clip, total)
+        norm = self.optimizer.clip(clip, total)
         self.optimizer.step()
         self.steps += 1
         return norm

@@ -228,7 +228,7 @@ class SVI:
             scheduler: called with the torch optimizer, makes a torch learning-rate scheduler;
                 ``ReduceLROnPlateau`` watches ``val_loss``, or ``train_loss`` without ``val``.
             scheduler_interval: ``"epoch"`` or ``"step"``: when the scheduler moves.
-            gradient_clip_val: the largest norm of the whole gradient (not of each element).
+            gradient_clip_val: the largest norm of model and guide's gradient (not of each element).
             accumulate_grad_batches: batches whose mean gradient makes one step.
             kl_weight: how often the terms of latents count in the loss, or a function of the step
                 (from 0) that says so.

@@ -15,7 +15,9 @@ from amortized.estimate import Estimate
 class Terms:
     """The terms of one batch in nats, detached: per data point, or totals without a data plate.
 
-    ``names`` are ``loss``, ``elbo``, ``reconstruction``, ``kl`` and ``kl/<site>``. ``local`` names
+    ``names`` are ``loss``, ``elbo``, ``reconstruction``, ``kl`` and ``kl/<site>``, and
+    ``loss_model``, ``loss_guide`` where these are not one loss; a run that is not on data has no
+    ELBO. ``local`` names
     the latents that each data point has for itself. ``stacked`` are the values in one tensor, where
     a captured step has it.
     """
@@ -43,13 +45,15 @@ class Terms:
     def of(cls, estimate: Estimate) -> Terms:
         """Of an estimate in Pyro's scale: divided by the full size of its data plate."""
         size = estimate.data_size or 1
-        values = {
-            "loss": estimate.loss.detach(),
-            "elbo": estimate.elbo,
-            "reconstruction": estimate.reconstruction,
-            "kl": estimate.kl,
-            **{f"kl/{name}": value for name, value in estimate.kl_per_site.items()},
-        }
+        values = {"loss": estimate.loss.detach()}
+        if estimate.on_data:
+            values |= {
+                "elbo": estimate.elbo,
+                "reconstruction": estimate.reconstruction,
+                "kl": estimate.kl,
+                **{f"kl/{name}": value for name, value in estimate.kl_per_site.items()},
+            }
+        values |= {f"loss_{whose}": part.detach() for whose, part in estimate.parts.items()}
         plate, guide = estimate.data_plate, estimate.run.guide
         local = frozenset(name for name, record in guide.items() if plate in record.sizes)
         scaled = {name: value / size for name, value in values.items()}

@@ -3,16 +3,19 @@ from __future__ import annotations
 import json
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
+from torch.utils.data import DataLoader, TensorDataset
 
 import amortized as am
 from amortized.checks.check import inspect_pair
 from amortized.checks.report import CODES
+from amortized.errors import UsageError
 from amortized.programs.records import DataPlate
 from tests.checks.wrong import CASES, X, guide, model
 
@@ -140,3 +143,9 @@ def test_the_line_of_the_user_is_in_the_traceback_of_fit() -> None:
     cause = caught.value.__cause__
     assert isinstance(cause, ArithmeticError)
     assert "wrong" in {frame.name for frame in traceback.extract_tb(cause.__traceback__)}
+
+
+@pytest.mark.parametrize("whole", [TensorDataset(X), DataLoader(TensorDataset(X), 2)])
+def test_a_whole_loader_is_no_batch(whole: Any) -> None:
+    with pytest.raises(UsageError, match="expected one batch of it, such as next"):
+        am.check(model, guide, whole)

@@ -4,7 +4,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from amortized.checks.densities import density_findings, log_density
+import amortized as am
+from amortized.checks.densities import density_findings, leaves_of_programs, log_density
 from amortized.checks.gradients import leaves_under
 from amortized.programs.survey import Survey, survey_guide, survey_model
 
@@ -32,3 +33,24 @@ def test_statements_that_fail_on_their_value() -> None:
     (finding,) = density_findings(shapes, torch.float32)
     assert (finding.code, finding.site) == ("program-raises", "x")
     assert list(density_findings(observed(dist.Normal(0.0, 1.0), torch.zeros(3)), None)) == []
+
+
+def test_leaves_of_programs_are_none_of_the_estimators() -> None:
+    weight, table = torch.zeros((), requires_grad=True), torch.ones((), requires_grad=True)
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+        pyro.sample("x", dist.Normal(z * table, 1.0), obs=torch.tensor(1.0))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Bernoulli(logits=weight))
+
+    own = {id(weight), id(table)}
+    for estimator in (am.REBAR(), am.RELAX(), am.MuProp(), am.RELAX(relaxed_model=True), am.ARM()):
+        for vectorize in (True, False):
+            loss = am.VariationalLoss(estimators=estimator, vectorize=vectorize)
+            estimate = loss.estimate(model, guide, (), {})
+            others = leaves_under(estimate.loss).keys() - own
+            trained = {id(parameter) for parameter in loss.parameters()}
+            assert others - trained or isinstance(estimator, am.ARM), "a leaf that nobody trains"
+            assert leaves_of_programs(estimate.run).keys() == own

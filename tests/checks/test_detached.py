@@ -164,3 +164,45 @@ def test_a_mistake_of_its_own_is_not_taken_for_an_answer(monkeypatch: pytest.Mon
     monkeypatch.setattr(detached, "model_terms", broken)
     (note,) = am.check(reading(READINGS["detach"]), guide, X).notes
     assert note.code == "check-failed" and "TypeError" in note.found
+
+
+BITS = {
+    "index": lambda z: torch.tensor([0.0, 2.0])[z.long()],
+    "comparison": lambda z: (z > 0.5).float(),
+    "detach": lambda z: z.detach(),
+}
+
+
+def coins(read: Callable[[Tensor], Tensor], one_hot: bool) -> tuple[Any, Any]:
+    shape = (2,) if one_hot else ()
+    family = dist.OneHotCategorical if one_hot else dist.Bernoulli
+
+    def program(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", family(logits=torch.zeros(shape)))
+            z = z[..., 0] if one_hot else z
+            pyro.sample("x", dist.Normal(read(z), 1.0), obs=x)
+
+    def own(x: Tensor) -> None:
+        logits = pyro.param("logits", torch.zeros(shape))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", family(logits=logits))
+
+    return program, own
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize(
+    "estimator", [am.REBAR(), am.REBAR(tied=True), am.MuProp(), am.RELAX(relaxed_model=True)]
+)
+def test_estimators_that_take_slopes_want_some(estimator: Any, one_hot: bool) -> None:
+    loss = am.VariationalLoss(estimators=estimator)
+    for read in BITS.values():
+        pair = coins(read, one_hot)
+        assert found(*pair, loss) == [("warning", "z")]
+        # its control variate is a network's
+        assert found(*pair, am.VariationalLoss(estimators=am.RELAX())) == []
+    (finding,) = am.check(*coins(BITS["index"], one_hot), X, loss=loss).findings
+    assert repr(estimator) in finding.found and "am.DisARM()" in finding.advice
+    for smooth in (lambda z: 3 * z, torch.sin, torch.zeros_like):
+        assert found(*coins(smooth, one_hot), loss) == []

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from amortized.checks.gradients import (
+    backward_finding,
     gradients_of,
     leaves_under,
     moved,
     no_gradient_findings,
     non_finite_gradient_findings,
+    nothing_learns_finding,
     rare_findings,
     zero_findings,
     zero_names,
@@ -83,3 +86,24 @@ def test_moved_parameters_come_back() -> None:
     except RuntimeError:
         pass
     assert torch.equal(tensors[0], torch.ones(3)) and tensors[0].requires_grad
+
+
+def test_gradients_that_torch_cannot_take() -> None:
+    a = leaf()
+    written = a.exp()
+    written += 1
+    twice = a.exp()
+    twice.backward()
+    for result, advice in (
+        (written, "instead of writing into one"),
+        (twice, "from one run to the next"),
+        (a.detach(), "mask of False"),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            result.backward()
+        finding = backward_finding(caught.value)
+        assert finding is not None and finding.severity == "error" and advice in finding.advice
+        assert "Hint" not in finding.found and finding.error is caught.value
+    for other in (RuntimeError("out of memory"), ValueError("does not require grad")):
+        assert backward_finding(other) is None
+    assert nothing_learns_finding().code == "no-gradient"

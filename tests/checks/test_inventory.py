@@ -16,8 +16,10 @@ from amortized.checks.inventory import (
     device_findings,
     device_of,
     frozen_in,
+    held_parameters,
     inventory,
     no_parameter_findings,
+    remade_findings,
     strays_among,
     untrained_findings,
 )
@@ -163,3 +165,26 @@ def test_nothing_to_train() -> None:
     assert "requires_grad_(True)" in finding.advice
     (finding,) = no_parameter_findings(inventory(print, print, LOSS, [], set()), True)
     assert "pyro.module" in finding.advice and "pyro.param" in finding.advice
+
+
+def test_parameters_that_a_run_makes_anew() -> None:
+    owner, net = Owner(), nn.Linear(1, 1)
+
+    def program() -> None:
+        net(torch.ones(1))
+
+    with pyro.get_param_store().scope():
+        kept = pyro.param("kept", torch.tensor(0.0))
+        before = held_parameters(program, owner)
+        assert list(remade_findings(before, held_parameters(program, owner))) == []
+        owner.net = nn.Linear(2, 1)
+        owner.free = PyroParam(torch.tensor(2.0))
+        net.bias = nn.Parameter(torch.ones(1))
+        (finding,) = remade_findings(before, held_parameters(program, owner))
+        names = "'Linear.bias', 'guide.free', 'guide.net.bias', 'guide.net.weight'"
+        assert finding.where == f"parameters {names}"
+        before = held_parameters(program, owner)
+        pyro.clear_param_store()
+        pyro.param("kept", kept.detach())
+        (finding,) = remade_findings(before, held_parameters(program, owner))
+        assert finding.where == "parameter 'kept'" and finding.severity == "warning"

@@ -79,3 +79,14 @@ def test_a_factor_is_an_observation() -> None:
     empty = survey_model(lambda: pyro.sample("z", LAW), (), {}, theirs)
     assert list(nothing_observed_findings(empty, has_data=False)) == []
     assert len(list(nothing_observed_findings(empty, has_data=True))) == 1
+
+
+def test_a_plate_and_a_site_of_one_name() -> None:
+    def program() -> None:
+        with pyro.plate("z", 3):
+            pyro.sample("z", LAW)
+
+    guide = survey_guide(lambda: None, (), {})
+    (finding, _) = name_findings(guide, survey_model(program, (), {}, guide))
+    assert (finding.code, finding.site) == ("duplicate-site", "z")
+    assert "pyro.plate('z_rows', len(x))" in finding.advice

@@ -115,3 +115,24 @@ def test_consent_is_the_distribution_s_own() -> None:
     law = dist.Bernoulli(torch.tensor([0.5]), validate_args=False).expand([4, 1]).to_event(1)
     assert unchecked(law)
     assert not unchecked(dist.Bernoulli(torch.tensor([0.5])).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("law", "constraint"),
+    [
+        (dist.Dirichlet(THREE), "constraints.simplex)"),
+        (dist.Gamma(1.0, 1.0), "constraints.positive)"),
+        (dist.Beta(1.0, 1.0), "constraints.unit_interval)"),
+        (dist.Uniform(-1.0, 2.0), "constraints.interval(-1, 2))"),
+        (dist.Pareto(2.0, 1.0), "constraints.greater_than(2))"),
+        (dist.LKJCholesky(3, 1.0), "constraints.corr_cholesky)"),
+        (dist.Poisson(1.0), "dist.Poisson(...).support)"),
+    ],
+)
+def test_a_point_estimate_is_told_its_constraint(law: Any, constraint: str) -> None:
+    shape = law.batch_shape + law.event_shape
+    point = dist.Delta(torch.full(shape, -3.5), event_dim=len(law.event_shape))
+    guide = survey_guide(lambda: pyro.sample("z", point), (), {})
+    model = survey_model(lambda: pyro.sample("z", law), (), {}, guide)
+    (finding,) = support_findings(guide, model)
+    assert finding.advice.endswith(constraint)

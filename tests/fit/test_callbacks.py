@@ -141,3 +141,12 @@ def test_early_stopping_goes_on_from_its_state(cut: int, restore: bool) -> None:
 def test_a_callback_without_a_state_is_left_alone() -> None:
     assert EachEpoch(print).state_dict() == {}
     EachEpoch(print).load_state_dict({})
+
+
+def test_functions_take_the_state() -> None:
+    with pytest.raises(UsageError, match="callbacks: it is called with the state of training"):
+        as_callbacks([lambda: None])  # pyright: ignore
+    with pytest.raises(UsageError, match="callbacks=None: expected a list"):
+        as_callbacks(None)  # pyright: ignore
+    with pytest.raises(UsageError, match=r"EarlyStopping\(monitor=3\)"):
+        EarlyStopping(3)  # pyright: ignore

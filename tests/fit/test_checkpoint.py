@@ -49,7 +49,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for found in (read(path), read(str(path)), read(path.parent), newest(path.parent)):
         assert found.path == path and same(found.state, state_of(3))
         about = found.metadata
-        assert (about["format_version"], about["step"], about["epoch"]) == (3, 3, 1)
+        assert (about["format_version"], about["step"], about["epoch"]) == (4, 3, 1)
         assert about["metrics"] == {"val_loss": 0.125}
         assert about["config"] == {"lr": 1e-3, "hidden": [64, 8], "name": "vae"}
         assert about["fingerprint"]["parameters"]["decoder.weight"] == ["float32", [6, 4]]
@@ -597,12 +597,30 @@ def test_a_training_of_version_1_does_not_say_how_many_rows_a_batch_had(
     assert identity == {**unknown, "batches": 6}
 
 
+def test_a_neural_baseline_of_version_3_had_no_running_offset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the parameters, and in every moment that training could go back to."""
+    start = "loss.estimators.by_site.site:z.baseline."
+    old = {f"{start}network.weight": torch.ones(1, 2, dtype=torch.float64)}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT_VERSION", 3)
+        path = save(
+            tmp_path, 1, state={"parameters": old, "moment": {"kept": [{"parameters": old}]}}
+        )
+    state = read(path).state
+    for found in (state["parameters"], state["moment"]["kept"][0]["parameters"]):
+        numbers = {n.removeprefix(start): v for n, v in found.items() if n not in old}
+        assert numbers == {"mean": 0.0, "square": 1.0, "rate": 0.0}
+        assert all(value.dtype == torch.float64 for value in numbers.values())
+
+
 def test_metadata_are_checked_after_migrations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 4)
-    monkeypatch.setattr(checkpoint, "_MIGRATIONS", {3: lambda s, m: (s, {"format_version": 3})})
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 5)
+    monkeypatch.setattr(checkpoint, "_MIGRATIONS", {4: lambda s, m: (s, {"format_version": 4})})
     with pytest.raises(CheckpointError, match="its metadata lack 'versions'"):
         read(path)
 
@@ -612,10 +630,10 @@ def test_a_newer_format_is_refused_by_both_versions(
 ) -> None:
     save(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT_VERSION", 4)
+        patch.setattr(checkpoint, "FORMAT_VERSION", 5)
         newer = save(tmp_path, 2)
-        assert read(newer).metadata["format_version"] == 4
-    message = r"its format version is 4; this version of amortized reads versions up to 3: upgrade"
+        assert read(newer).metadata["format_version"] == 5
+    message = r"its format version is 5; this version of amortized reads versions up to 4: upgrade"
     for reader in (read, about):
         with pytest.raises(CheckpointError, match=message):
             reader(newer)

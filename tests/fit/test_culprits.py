@@ -126,3 +126,35 @@ def test_programs_at_fault_are_not_data_at_fault() -> None:
 def test_other_errors_say_where_training_stood() -> None:
     with pytest.raises(ProgramError, match=r"^batch 3: a plate$"), located(lambda: "batch 3"):
         raise ProgramError("a plate")
+
+
+def in_place(x: Tensor) -> None:
+    scale = pyro.param("scale", torch.tensor(0.0)).exp()
+    scale += 1.0
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, scale))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_gradient_that_torch_cannot_take_is_the_programs_mistake(check: bool) -> None:
+    where = "the gradient of the loss" if check else "epoch 1, batch 1, step 1"
+    with pytest.raises(ProgramError, match=f"^{where}: torch cannot take .*instead of writing"):
+        am.SVI(counts, in_place).fit(ones(), **OPTIONS, check=check)
+
+
+def test_a_state_with_its_graph_from_the_batch_before() -> None:
+    state = {"z": torch.tensor(0.0)}
+
+    def guide(x: Tensor) -> None:
+        state["z"] = (state["z"] + pyro.param("loc", torch.tensor(0.0))).tanh()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(state["z"], 1.0))
+
+    where = "^epoch 1, batch 2, step 2: torch cannot take the gradient"
+    with pytest.raises(ProgramError, match=f"{where}.*from one run to the next"):
+        am.SVI(counts, guide).fit(ones(), **OPTIONS, check=False)
+
+
+def test_other_errors_of_torch_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match=r"^out of memory$"), located(lambda: "here"):
+        raise RuntimeError("out of memory")

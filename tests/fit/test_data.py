@@ -227,3 +227,25 @@ def test_a_program_that_writes_into_its_batch_leaves_all_data_alone() -> None:
     svi.fit(train, val, max_epochs=2, batch_size=8, check=False, progress=False)
     svi.evaluate(test, num_particles=3)
     assert all(torch.equal(x, then) for x, then in zip((train, val, test), before, strict=True))
+
+
+class Torn(Dataset):
+    """Its last row cannot be read."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 39:
+            raise OSError("input/output error")
+        return torch.tensor(0.5)
+
+
+@pytest.mark.parametrize("batch_size", [40, 16])
+def test_a_data_set_that_raises_is_named_where_it_does(batch_size: int) -> None:
+    svi = am.SVI(tiny.local_model, tiny.param_guide)
+    # a look at the first rows, at a short last batch, or in training
+    with pytest.raises(UsageError, match="could not be read: OSError: input/output") as caught:
+        svi.fit(Torn(), max_epochs=1, batch_size=batch_size, progress=False, seed=0)
+    begin = "train, before the first step: batch 1" if batch_size == 40 else "epoch 1, batch"
+    assert str(caught.value).startswith(begin)

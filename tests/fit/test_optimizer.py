@@ -282,14 +282,15 @@ def test_an_optimizer_is_made_as_its_factory_makes_it(name: str) -> None:
     assert getattr(found, "heard", None) == getattr(wanted, "heard", None)
 
 
-def test_torchs_refusals_are_torchs() -> None:
-    with pytest.raises(ValueError, match="Invalid beta"):
+def test_torchs_refusals_are_told_in_its_words() -> None:
+    with pytest.raises(UsageError, match="optimizer: it cannot be made .*: Invalid beta") as error:
         wrong = functools.partial(torch.optim.Adam, betas=(2.0, 0.9))
         GroupedOptimizer(wrong, 0.1).sync({"model": leaves(1)})
-    with pytest.raises(ValueError, match="can't optimize a non-leaf"):
+    assert isinstance(error.value.__cause__, ValueError)
+    with pytest.raises(UsageError, match="can't optimize a non-leaf"):
         GroupedOptimizer(torch.optim.Adam, 0.1).sync({"model": [leaves(1)[0] * 2]})
     twice = leaves(1)[0]
-    with pytest.raises(ValueError, match="more than one parameter group"):
+    with pytest.raises(UsageError, match="more than one parameter group"):
         GroupedOptimizer(torch.optim.Adam, 0.1).sync({"model": [twice], "guide": [twice]})
 
 

@@ -208,3 +208,9 @@ def test_counts_are_whole(name: str) -> None:
             plan(**{name: wrong})
     for right in (3, 1e3, np.int64(2)):
         assert getattr(plan(**{name: right}), name) == right
+
+
+def test_a_data_set_has_no_negative_size() -> None:
+    svi = am.SVI(tiny.local_model, tiny.param_guide, data_plate=DataPlate("data", -3))
+    with pytest.raises(UsageError, match="data_plate's size=-3: expected at least 1"):
+        fit(svi, max_epochs=1)

@@ -424,3 +424,50 @@ def test_a_validation_that_was_cut_short_comes_again_in_the_same_order(tmp_path)
         fit(Cut(), am.ModelCheckpoint(tmp_path))
     again = fit(am.ModelCheckpoint(tmp_path), seed=None, resume_from=tmp_path)
     assert again["val_loss"] == fit()["val_loss"]
+
+
+class Count(Callback):
+    """Counts what it is told, and may end training when it is."""
+
+    def __init__(self, hook: str, stop_at: int | None = None) -> None:
+        self.hook, self.stop_at, self.told = hook, stop_at, 0
+
+    def __getattribute__(self, name: str):
+        if name != f"on_{super().__getattribute__('hook')}":
+            return super().__getattribute__(name)
+        return self.hear
+
+    def hear(self, state) -> None:
+        self.told += 1
+        if self.told == self.stop_at:
+            raise Stop
+
+    def state_dict(self):
+        return {"told": self.told}
+
+    def load_state_dict(self, state) -> None:
+        self.told = state["told"]
+
+
+TOLD = ["train_epoch_start", "train_batch_end", "validation_epoch_end", "train_epoch_end"]
+
+
+@pytest.mark.parametrize("hook", TOLD)
+def test_a_callback_that_raises_leaves_the_others_told_once(tmp_path, hook: str) -> None:
+    """Those before it have heard of the moment, those after it have not."""
+    options = {"max_epochs": 4, "batch_size": BATCH, "progress": False, "val": tiny.data(9)}
+    options |= {"seed": 3, "check": False}
+
+    def all_of(folder: str, stop_at: int | None = None) -> list[Callback]:
+        stopping = am.EarlyStopping("train_elbo", patience=1, min_delta=100.0, mode="max")
+        counts = [Count(hook), Count(hook, stop_at), Count(hook)]
+        return [*counts, stopping, am.ModelCheckpoint(tmp_path / folder)]
+
+    whole, again, uncut, after = noisy(), noisy(), all_of("whole"), all_of("cut")
+    expected = whole.fit(tiny.data(SIZE), callbacks=uncut, **options)
+    with pytest.raises(Stop):
+        noisy().fit(tiny.data(SIZE), callbacks=all_of("cut", 2), **options)
+    found = again.fit(tiny.data(SIZE), callbacks=after, resume_from=tmp_path / "cut", **options)
+    same(everything(whole, expected), everything(again, found))
+    told = [[c.told for c in callbacks if isinstance(c, Count)] for callbacks in (uncut, after)]
+    assert told[0] == told[1] and found.stopped == expected.stopped == "early stopped"

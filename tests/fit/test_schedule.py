@@ -413,3 +413,9 @@ def test_a_scale_survives_a_checkpoint() -> None:
         optimizer.step()
         schedule.after_step()
         assert optimizer.param_groups[0]["lr"] == 0.2
+
+
+def test_a_weight_is_a_function_of_the_step() -> None:
+    with pytest.raises(UsageError, match="kl_weight: it is called with the number of the step"):
+        KLWeight(lambda: 1.0)  # pyright: ignore
+    assert KLWeight(functools.partial(max, 0.5))(step=3, epochs=0.0) == 3.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from amortized.errors import DataError
+from amortized.errors import CheckWarning, DataError
 from amortized.fit import sources
 from amortized.fit.sources import InMemory, Mapped, Picked, as_rows, is_mapped, non_finite
 
@@ -115,3 +115,20 @@ def test_of_a_large_file_a_part_is_searched(
 def test_mistakes_are_named(data: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         as_rows(data, {})
+
+
+def test_a_mask_of_numpy_s_is_not_lost() -> None:
+    with pytest.raises(DataError, match=r"data\['x'\]: found a masked array.*obs_mask"):
+        as_rows({"x": np.ma.masked_array(NUMBERS, NUMBERS > 3)}, {})
+
+
+def test_sparse_tensors_have_no_rows() -> None:
+    with pytest.raises(DataError, match=r"data: found a sparse_coo tensor.*to_dense\(\)"):
+        as_rows(torch.eye(3).to_sparse(), {})
+
+
+def test_data_come_without_their_graph() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    with pytest.warns(CheckWarning, match=r"data\[0\]: it requires a gradient"):
+        rows = as_rows((torch.eye(3) * weight,), {})[0]
+    assert not rows.batch(0, 2).requires_grad and not rows.select(ROWS[:0]).requires_grad

@@ -1,0 +1,30 @@
+"""A small number is added to the scale in place, where ``exp`` still needs its result."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from tests.catalogue import Expected, Pair
+
+EXPECTED = Expected("program-raises", names="gradient of the loss", remedy="instead of s +=")
+
+
+def program() -> Pair:
+    encoder, decoder = nn.Linear(6, 4), nn.Linear(2, 6)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        loc, scale = encoder(x).chunk(2, -1)
+        scale = scale.exp()
+        scale += 1e-3
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    return Pair(model, guide, torch.randn(20, 6))

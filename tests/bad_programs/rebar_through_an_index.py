@@ -1,0 +1,31 @@
+"""A bit picks a row of a table: REBAR's control variate, the model's slope, is nothing there."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+import amortized as am
+from tests.catalogue import Expected, Pair
+
+EXPECTED = Expected(
+    "detached-latent", site="z", names=("REBAR", "slope"), remedy="am.DisARM", severity="warning"
+)
+
+
+def program() -> Pair:
+    encoder, rows = nn.Linear(6, 1), nn.Embedding(2, 6)
+
+    def model(x):
+        pyro.module("rows", rows)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.sample("x", dist.Normal(rows(z.long()), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=encoder(x).squeeze(-1)))
+
+    loss = am.VariationalLoss(estimators={"z": am.REBAR()})
+    return Pair(model, guide, torch.randn(20, 6), loss)

@@ -1,0 +1,29 @@
+"""IWAE with the doubly reparameterized gradient, which differentiates at constants."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+import amortized as am
+from tests.catalogue import Pair
+
+
+def program() -> Pair:
+    encoder, decoder = nn.Linear(6, 4), nn.Linear(2, 6)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        loc, scale = encoder(x).chunk(2, -1)
+        scale = nn.functional.softplus(scale)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    loss = am.VariationalLoss(am.IWAE(4), am.DoublyReparameterized())
+    return Pair(model, guide, torch.randn(20, 6), loss)

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, OneHotCategorical
+from torch.distributions import Distribution, OneHotCategorical, TransformedDistribution
 
 
 class Noise(Protocol):
@@ -51,6 +51,9 @@ class TorchNoise:
         with torch.no_grad():
             inner, size = base_of(fn), torch.Size(sample_shape)
             shape = inner.batch_shape + inner.event_shape
+            if isinstance(inner, TransformedDistribution):
+                # another object: a cache would answer for the inverse with one that has no gradient
+                return fn.sample(size).detach()
             if not isinstance(inner, OneHotCategorical) or shape != fn.batch_shape + fn.event_shape:
                 return fn.sample(size)
             # torch's one_hot reads values, which a captured step cannot; the same draws without it

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 from amortized.errors import UsageError
 from amortized.estimators.base import Cost, Draw, Site, base_of, parameters_of
 from amortized.estimators.elements import sum_elements
+from amortized.estimators.running import Running, applied
 
 
 class Baseline(nn.Module, ABC):
@@ -172,15 +173,18 @@ def mean_of_others(cost: Tensor, dim: int) -> Tensor:
     return (cost.sum(dim, keepdim=True) - cost) / (count - 1)
 
 
-class NeuralBaseline(Baseline):
+class NeuralBaseline(Running, Baseline):
     r"""A network's prediction of the cost, trained on the squared error (NVIL).
 
-    .. math:: b = C_\psi(u), \qquad \psi \text{ minimizes } (f - C_\psi(u))^2
+    .. math:: b = m + s\, C_\psi(u), \qquad \psi \text{ minimizes } ((f - b) / s)^2
 
-    ``u`` is what the draw may depend on: by default the parameters of the site's distribution
-    (functions of the data and of earlier sites), detached; or the tensor given at the site as
-    ``infer={"baseline_input": tensor}``, of shape ``[*plates, features]``. The network gets no
-    gradient from the objective, and the objective none from the network's loss. Unbiased.
+    m and s are the running mean and standard deviation of past costs, so the network has to tell
+    data apart and not to climb to their level first. ``u`` is what the draw may depend on: by
+    default the parameters of the site's distribution (functions of the data and of earlier sites),
+    detached; or the tensor given at the site as ``infer={"baseline_input": tensor}``, of shape
+    ``[*plates, features]``. The network gets no gradient from the objective, and the objective none
+    from the network's loss. Unbiased. State: the network, and ``mean``, ``square``, ``rate`` of
+    past costs.
 
     Args:
         network: maps ``[*plates, features]`` to ``[*plates, 1]``; None builds one hidden layer.
@@ -199,17 +203,23 @@ class NeuralBaseline(Baseline):
         self.network = network or nn.Sequential(
             nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1)
         )
+        self.make_running()
 
     def forward(self, draw: Draw, cost: Cost) -> Tensor:
         """The prediction, shape ``[*left]`` without event dims."""
         site = draw.site
         features = features_of(site.law) if site.inputs is None else site.inputs.detach()
-        return self.network(features.to(cost.copies.dtype)).squeeze(-1)
+        found = applied(self.network, features.to(cost.copies.dtype))
+        return self.mean.to(found).clone() + self.spread().to(found) * found
 
     def regression(self, predicted: Tensor, cost: Tensor) -> Tensor:
-        """Minus the squared error, shifted to value zero."""
-        error = -((cost - predicted) ** 2)
+        """Minus the squared error in units of the spread, shifted to value zero."""
+        error = -(((cost - predicted) / self.spread().to(cost)) ** 2)
         return error - error.detach()
+
+    def update(self, cost: Tensor) -> None:
+        """Move the running mean and spread."""
+        self.follow(cost)
 
     def __repr__(self) -> str:
         """One line."""

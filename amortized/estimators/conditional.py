@@ -106,9 +106,29 @@ def sum_event(value: Tensor, law: Any) -> Tensor:
 
 def carried(gradient: Tensor, logits: Tensor, law: Any) -> Tensor:
     """A term of value zero, ``[*left]``, with that gradient in the logits."""
-    # an impossible category has no gradient, and inf - inf is NaN
-    logits = torch.where(logits.isfinite(), logits, torch.zeros_like(logits))
-    return sum_event(finite(gradient.detach()) * (logits - logits.detach()), law)
+    return sum_event(_carried(logits, finite(gradient.detach())), law)
+
+
+@final
+class _Carried(torch.autograd.Function):
+    """Zeros with a given gradient: ``logits - logits.detach()`` is NaN where a logit is infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, gradient: Tensor) -> Tensor:
+        """Zeros of the shape of both."""
+        ctx.save_for_backward(gradient)
+        return torch.zeros_like(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        """The given gradient, times the slope in these zeros."""
+        (gradient,) = ctx.saved_tensors
+        return slopes[0] * gradient, None
+
+
+def _carried(logits: Tensor, gradient: Tensor) -> Tensor:
+    logits, gradient = torch.broadcast_tensors(logits, gradient)
+    return torch.as_tensor(_Carried.apply(logits, gradient))
 
 
 def through(law: Any, value: Tensor, slope: Tensor) -> Tensor:

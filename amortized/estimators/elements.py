@@ -68,7 +68,7 @@ def sum_elements(value: Tensor, law: Any) -> Tensor:
 
 def finite(signal: Tensor) -> Tensor:
     """The signal, 0 where it is infinite or NaN: 0 * inf would spoil the value of the loss."""
-    return torch.where(signal.isfinite(), signal, torch.zeros_like(signal))
+    return torch.nan_to_num(signal, 0.0, 0.0, 0.0)
 
 
 def over_elements(law: Any, each: Callable[[Any], Tensor], what: str) -> Tensor:

@@ -109,7 +109,7 @@ class REBAR(WithRelaxedCopies):
         law = site.law
         logits = logits_by_element(law).detach()
         found = conditioned(site, logits, noise, tied=self.tied)
-        heat = self.log_temperature.expand(law.batch_shape)
+        heat = self.log_temperature.to(logits).expand(law.batch_shape)
         made = [found.free] if self.tied else [found.free, found.given]
         relaxed = [self._relax(z, logits, over_event(heat, law), site) for z in made]
         value = torch.stack([found.hard, *relaxed])

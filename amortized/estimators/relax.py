@@ -31,12 +31,10 @@ from amortized.estimators.elements import (
     to_elements,
 )
 from amortized.estimators.rebar import REBAR, checked_temperature, zeroed
-
-# how much of the running mean and spread of costs a step keeps
-_DECAY = 0.9
+from amortized.estimators.running import Running, applied
 
 
-class RELAX(Estimator):
+class RELAX(Running, Estimator):
     r"""The score function with a network as control variate, trained on the gradient's variance.
 
     .. math:: \hat g = (f(b) - c(\tilde z))\, \nabla_\phi \log q_\phi(b)
@@ -49,7 +47,8 @@ class RELAX(Estimator):
 
     Unbiased for every c. The cost need not be differentiable, nor defined at relaxed values: one
     evaluation of the model, two of the network. Here ``c = m + s network(u)``, with m and s the
-    running mean and spread of past costs, and u the parameters of the site's distribution (or the
+    running mean and spread of what the network is left with (past costs, less REBAR's control
+    variate if there is one), and u the parameters of the site's distribution (or the
     tensor at the site, ``infer={"baseline_input": tensor}``) beside the relaxed value
     ``relax(z / lambda)``: a bit as a number in (0, 1), a category as a point of the simplex, a
     continuous value as it is. Network and lambda minimize the variance of the gradient in the
@@ -57,7 +56,7 @@ class RELAX(Estimator):
 
     Sites: Bernoulli, Categorical, one-hot and other finite supports of numbers, also ``to_event``;
     continuous ones whose elements are numbers. Copies: 1 (3, or 2 if tied, with ``relaxed_model``).
-    State: the network, ``log_temperature``, ``mean`` and ``square`` of past costs.
+    State: the network, ``log_temperature``, and ``mean``, ``square``, ``rate`` of past costs.
 
     Args:
         network: maps ``[..., features]`` to ``[..., 1]``, twice differentiable; None builds one
@@ -78,8 +77,6 @@ class RELAX(Estimator):
     """
 
     label = "relax"
-    mean: Tensor
-    square: Tensor
 
     def __init__(
         self,
@@ -101,8 +98,7 @@ class RELAX(Estimator):
         )
         self.tied = tied
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("square", torch.ones(()))
+        self.make_running()
         self.rebar = REBAR(temperature=temperature, tied=tied) if relaxed_model else None
         # with relaxed copies, their protocol
         self.differentiates_cost = self.base_only = self.keeps_log_q = relaxed_model
@@ -200,9 +196,8 @@ class RELAX(Estimator):
         relaxed = self._relaxed(law, noise).reshape(*left, noise.shape[len(left) :].numel())
         given = features_of(law) if draw.site.inputs is None else draw.site.inputs.detach()
         given = given.to(relaxed.dtype).expand(*relaxed.shape[:-1], given.shape[-1])
-        found = self.network(torch.cat([given, relaxed], -1)).squeeze(-1)
-        spread = (self.square - self.mean**2).clamp(min=1e-6).sqrt()
-        values = self.mean.clone() + spread * found
+        found = applied(self.network, torch.cat([given, relaxed], -1))
+        values = self.mean.to(found).clone() + self.spread().to(found) * found
         if not learning:
             return [*values], []
         (slope,) = torch.autograd.grad(
@@ -213,16 +208,15 @@ class RELAX(Estimator):
     def _relaxed(self, law: Any, noise: Tensor) -> Tensor:
         if law.has_rsample:
             return noise
-        cold = noise / self.log_temperature.exp()
+        cold = noise / self.log_temperature.to(noise).exp()
         return cold.sigmoid() if is_bernoulli(law) else cold.softmax(-1)
 
-    @torch.no_grad()
     def update(self, draw: Draw, cost: Cost) -> None:
-        """Move mean and spread by what the hard copy cost, in place."""
-        base = draw.each(cost.copies)[0]
-        for state, now in ((self.mean, base.mean()), (self.square, (base**2).mean())):
-            now = torch.where(now.isfinite(), now.to(state), state)
-            state.mul_(_DECAY).add_(now, alpha=1 - _DECAY)
+        """Move mean and spread by what the network is to predict, in place."""
+        costs = draw.each(cost.copies)
+        # REBAR's control variate has the level already: c must not subtract it once more
+        left = costs[0] if self.rebar is None else costs[0] - self.rebar.scale * costs[-1]
+        self.follow(left.detach())
 
     def extra_repr(self) -> str:
         """What differs from the defaults."""

@@ -23,7 +23,7 @@ Answer = tuple[Tensor, tuple[Tensor, Tensors]]
 Loss = Callable[[Tensors, Tensors, Tensor], Answer]
 HIDDEN = 64
 TEMPERATURE = 0.5
-DECAY = 0.9
+SLOWEST = 0.1
 
 
 def encoded(w: Tensors, state: Tensors, x: Tensor) -> Tensor:
@@ -83,8 +83,26 @@ def nvil(w: Tensors, state: Tensors, x: Tensor) -> Answer:
     b = drawn(logits)
     joint, log_q = log_joint(w, b, x), log_bits(logits, b)
     cost = (joint - log_q).detach()
-    missed = cost - network(w, "baseline.network", logits.detach())[1]
-    return (missed**2 - missed.detach() * log_q - joint).mean(), (cost.mean(), {})
+    found, spread = (
+        network(w, "baseline.network", logits.detach())[1],
+        spread_of(state, "baseline."),
+    )
+    missed = cost - state["baseline.mean"] - spread * found
+    owed = (missed / spread) ** 2 - missed.detach() * log_q - joint
+    return owed.mean(), (cost.mean(), moved(state, cost, "baseline."))
+
+
+def spread_of(state: Tensors, name: str = "") -> Tensor:
+    """The standard deviation of past costs."""
+    return (state[f"{name}square"] - state[f"{name}mean"] ** 2).clamp(min=1e-6).sqrt()
+
+
+@torch.no_grad()
+def moved(state: Tensors, cost: Tensor, name: str = "") -> Tensors:
+    """The running moments after one more batch of costs."""
+    rate, now = state[f"{name}rate"], {"mean": cost.mean(), "square": (cost**2).mean()}
+    found = {f"{name}{key}": state[f"{name}{key}"].lerp(m, rate) for key, m in now.items()}
+    return found | {f"{name}rate": (rate / (1 + rate)).clamp(min=SLOWEST)}
 
 
 def pair(w: Tensors, state: Tensors, x: Tensor, *, arm: bool) -> Answer:
@@ -133,12 +151,14 @@ def conditioned(logits: Tensor) -> Conditioned:
 
 
 @torch.no_grad()
-def relaxed_model(w: Tensors, logits: Tensor, x: Tensor, found: Conditioned) -> Tensor:
-    """What REBAR's scale multiplies: the cost at relaxed values as a control variate."""
+def relaxed_model(
+    w: Tensors, logits: Tensor, x: Tensor, found: Conditioned
+) -> tuple[Tensor, Tensor]:
+    """What REBAR's scale multiplies, the cost at relaxed values as a control variate; its level."""
     y = torch.sigmoid(found.noise / TEMPERATURE)
     cost, slope = expanded(w, logits, y, x)
     slope = slope * y * (1 - y) / TEMPERATURE
-    return cost[1].unsqueeze(-1) * found.score - slope[0] + slope[1] * found.turn
+    return cost[1].unsqueeze(-1) * found.score - slope[0] + slope[1] * found.turn, cost[1]
 
 
 def rebar(w: Tensors, state: Tensors, x: Tensor) -> Answer:
@@ -147,7 +167,7 @@ def rebar(w: Tensors, state: Tensors, x: Tensor) -> Answer:
     found = conditioned(logits)
     joint = log_joint(w, found.hard, x)
     cost = (joint - log_bits(logits, found.hard)).detach()
-    control = relaxed_model(w, logits, x, found)
+    control, _ = relaxed_model(w, logits, x, found)
     gradient = cost.unsqueeze(-1) * found.score - w["scale"] * control
     owed = joint + (gradient.detach() * logits - gradient**2).sum(-1)
     return -owed.mean(), (cost.mean(), {})
@@ -165,15 +185,16 @@ def relax(w: Tensors, state: Tensors, x: Tensor, *, model: bool = True) -> Answe
     hidden, value = network(w, "network", features)
     bits = w["network.0.weight"][:, logits.shape[-1] :]
     slope = ((1 - hidden**2) * w["network.2.weight"]) @ bits
-    spread = (state["square"] - state["mean"] ** 2).clamp(min=1e-6).sqrt()
+    spread = spread_of(state)
     value, slope = state["mean"] + spread * value, spread * slope * y * (1 - y) / warmth
     control = value[1].unsqueeze(-1) * found.score - slope[0] + slope[1] * found.turn
+    left = cost
     if model:
-        control = control + w["rebar.scale"] * relaxed_model(w, logits, x, found)
+        more, level = relaxed_model(w, logits, x, found)
+        control, left = control + w["rebar.scale"] * more, cost - w["rebar.scale"].detach() * level
     gradient = cost.unsqueeze(-1) * found.score - control
     owed = joint + (gradient.detach() * logits - gradient**2).sum(-1)
-    moments = {"mean": cost.mean(), "square": (cost**2).mean()}
-    return -owed.mean(), (cost.mean(), {k: state[k].lerp(m, 1 - DECAY) for k, m in moments.items()})
+    return -owed.mean(), (cost.mean(), moved(state, left))
 
 
 def relax_network(w: Tensors, state: Tensors, x: Tensor) -> Answer:
@@ -196,9 +217,10 @@ def muprop(w: Tensors, state: Tensors, x: Tensor) -> Answer:
         p = torch.sigmoid(logits)
         cost = joint - log_bits(logits, b)
         at_mean, slope = expanded(w, logits, p, x)
-        left = cost - at_mean - (slope * (b - p)).sum(-1)
+        left = cost - at_mean - (slope * (b - p)).sum(-1) - state["mean"]
         gradient = left.unsqueeze(-1) * (b - p) + slope * p * (1 - p)
-    return -(joint + (gradient * logits).sum(-1)).mean(), (cost.mean(), {})
+    owed = joint + (gradient * logits).sum(-1)
+    return -owed.mean(), (cost.mean(), moved(state, cost - at_mean))
 
 
 def concrete(w: Tensors, state: Tensors, x: Tensor) -> Answer:
@@ -247,14 +269,21 @@ def own(name: str, width: int) -> tuple[Tensors, Tensors]:
     if name == "rebar":
         return {"scale": torch.tensor(1.0)}, {}
     if name == "nvil":
-        return _network("baseline.network", width), {}
+        return _network("baseline.network", width), _moments("baseline.")
+    if name == "muprop":
+        return {}, _moments()
     if name not in ("relax", "relax_network"):
         return {}, {}
     found = _network("network", 2 * width)
     found["log_temperature"] = torch.tensor(TEMPERATURE).log()
     if name == "relax":
         found["rebar.scale"] = torch.tensor(1.0)
-    return found, {"mean": torch.zeros(()), "square": torch.ones(())}
+    return found, _moments()
+
+
+def _moments(name: str = "") -> Tensors:
+    values = {"mean": torch.zeros(()), "square": torch.ones(()), "rate": torch.ones(())}
+    return {f"{name}{key}": value for key, value in values.items()}
 
 
 def _network(name: str, inputs: int) -> Tensors:

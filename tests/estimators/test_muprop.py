@@ -51,15 +51,46 @@ def test_every_draw_is_the_gradient_of_an_affine_cost(law_of: LawOf) -> None:
     torch.testing.assert_close(found, truth(law_of, affine).expand(200, 3))
 
 
+def after(*differences: float) -> MuProp:
+    """With so many steps behind it, whose costs differed from that at the mean by these."""
+    estimator = MuProp()
+    site = Site("z", events(torch.zeros(1, 3)))
+    for difference in differences:
+        costs = torch.tensor([[-50.0 + difference], [-50.0]])
+        estimator.update(Draw(site, torch.zeros(2, 1, 3), 2, axis=-2), Cost(costs))
+    return estimator
+
+
 @pytest.mark.float64
 @pytest.mark.parametrize("law_of", [events, one_hot])
-def test_a_joint_cost_in_the_mean(law_of: LawOf) -> None:
+@pytest.mark.parametrize("differences", [(), (-7.0, 2.0)])
+def test_a_joint_cost_in_the_mean(law_of: LawOf, differences: tuple[float, ...]) -> None:
+    estimator = after(*differences)
+
     def run(tree: OutcomeTree) -> Tensor:
-        return gradients(MuProp(), law_of, LOGITS.expand(1, 3), joint, tree)
+        return gradients(estimator, law_of, LOGITS.expand(1, 3), joint, tree)
 
     law = estimate_law(run)
     torch.testing.assert_close(law.mean[0], truth(law_of, joint), rtol=0, atol=1e-14)
     assert float(law.variance.max()) > 1e-3
+
+
+@pytest.mark.float64
+def test_what_the_expansion_leaves_on_average_is_taken_out() -> None:
+    """A cost that is curved everywhere is never at its mean what it is on average."""
+
+    def curved(b: Tensor) -> Tensor:
+        return -30.0 * (b - 0.5).square().sum(-1)
+
+    def variance(estimator: MuProp) -> float:
+        def run(tree: OutcomeTree) -> Tensor:
+            return gradients(
+                estimator, events, torch.zeros(1, 3, dtype=torch.float64), curved, tree
+            )
+
+        return float(estimate_law(run).variance.sum())
+
+    assert variance(after(-22.5)) < 1e-12 and variance(MuProp()) > 100.0
 
 
 class NoOffset(MuProp):
@@ -132,6 +163,9 @@ def test_sites_it_cannot_serve(law: Distribution, words: str) -> None:
         )
 
 
-def test_it_has_no_state() -> None:
-    assert not MuProp().state_dict() and repr(MuProp()) == "MuProp()"
+def test_its_state_and_how_it_is_written() -> None:
+    found = after(3.0)
+    again = MuProp()
+    again.load_state_dict(found.state_dict())
+    assert again.mean.item() == 3.0 and repr(again) == "MuProp()"
     assert MuProp().copies(Site("z", bits(torch.zeros(2)))) == 2

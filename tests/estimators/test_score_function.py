@@ -242,3 +242,14 @@ def test_normalization_is_on_or_off() -> None:
 def test_normalization_captured() -> None:
     pair = EVERY["plate"]("bernoulli")
     same_when_captured(pair, lambda: am.ScoreFunction(am.MovingAverage(), normalize=True))
+
+
+@pytest.mark.parametrize("cache_size", [0, 1])
+def test_a_flow_that_caches_its_inverse_has_the_whole_score(cache_size: int) -> None:
+    """The cached inverse was computed without a gradient, and holds a part of the score."""
+    loc = torch.tensor(0.3, requires_grad=True)
+    move = torch.distributions.AffineTransform(loc, 2.0, cache_size=cache_size)
+    law = dist.TransformedDistribution(dist.Normal(0.0, 1.0), [move])
+    draw = am.ScoreFunction().draw(Site("z", law), TorchNoise())
+    (score,) = torch.autograd.grad(draw.log_prob, loc)
+    assert score.item() == pytest.approx((draw.value.item() - 0.3) / 4.0)

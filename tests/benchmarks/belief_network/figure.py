@@ -43,7 +43,7 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
             label = None
     left.set_xlabel("steps")
     left.xaxis.set_major_formatter(EngFormatter(sep=""))
-    right.set_xlabel("seconds of training")
+    right.set_xlabel("seconds of training (processor time)")
     left.set_ylabel("ELBO of training images (nats)")
     cut(left, runs)
     for ax in (left, right):

@@ -38,7 +38,7 @@ def line(run: Mapping[str, Any]) -> str:
     reached = ""
     if "train_elbo" in run:
         reached = f"train ELBO {run['train_elbo']:.2f} after {run['steps']} steps, "
-        reached += f"{run['seconds']:.0f} s, {1e3 * pace(run)[0]:.2f} ms a step"
+        reached += f"{run['seconds']:.0f} s of processor time, {1e3 * pace(run)[0]:.2f} ms a step"
     if run.get("finished"):
         test = run["test"]
         return f"{name}: {reached}; test ELBO {test['elbo']:.2f}, bound {bound(test):.2f}"
@@ -155,7 +155,8 @@ def distances(
 
 def tables(found: Sequence[Row], settings: Settings) -> list[Table]:
     """For the screen."""
-    title = f"{settings.layers} layer(s) of {settings.width}, {settings.minutes:g} min a run"
+    title = f"{settings.layers} layer(s) of {settings.width}, "
+    title += f"{settings.minutes:g} min of processor time a run"
     result = []
     for name, columns in (("training", TRAINING), ("gradient at one checkpoint", VARIANCE)):
         table = Table(title=f"{title}: {name}; * biased", title_justify="left")
@@ -205,8 +206,9 @@ def conditions(settings: Settings, runs: Runs) -> str:
     data = "scikit-learn's digits" if settings.data == "digits" else "static binarized MNIST"
     return (
         f"`examples/sigmoid_belief_network.py` on {data}, batch {settings.batch}, Adam at "
-        f"{settings.lr:g}, float32, {settings.minutes:g} minutes a run by the clock (capture and "
-        f'compilation included, looks at the ELBO not), `compile="{settings.compile}"`. Several '
+        f"{settings.lr:g}, float32, {settings.minutes:g} minutes of processor time a run (of its "
+        "own process, so that other work on the machine does not count; capture and compilation "
+        f'included, looks at the ELBO not), `compile="{settings.compile}"`. Several '
         "numbers in a cell are seeds. Start: seconds of the first steps beyond what they take "
         f"later. Train ELBO: the discrete bound on {settings.subset} training images, "
         f"{settings.particles} draws each, the same images and noise for all; "

@@ -1,9 +1,10 @@
-"""One training by the clock in a process of its own: ``python -m ...training JOB``.
+"""One training by processor time in a process of its own: ``python -m ...training JOB``.
 
 JOB is JSON: the settings, the estimator, its seed, and the file of the report. That is written
-after every look at the ELBO, so that what was reached is known whatever happens later. The clock
-runs from the first batch on, capture and compilation included, and stands still while the ELBO is
-looked at. Halfway a checkpoint is saved beside the report.
+after every look at the ELBO, so that what was reached is known whatever happens later. The clock is
+the processor time of this process, which does not run while the machine does other work. It runs
+from the first batch on, capture and compilation included, and stands still while the ELBO is looked
+at. Halfway a checkpoint is saved beside the report.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Watch(Callback):
         self.curve: list[dict[str, float]] = []
         self.report: dict[str, Any] = {}
         self.total, self.due = 60 * settings.minutes, FIRST
-        self._wall = self._processor = 0.0
-        self._seconds = self._used = 0.0
+        self._started = self._wall_started = 0.0
+        self._seconds = self._wall = 0.0
 
     def on_fit_start(self, state: FitState) -> None:
         self._start()
@@ -55,11 +56,11 @@ class Watch(Callback):
         self._start()
 
     def _start(self) -> None:
-        self._wall, self._processor = time.perf_counter(), time.process_time()
+        self._started, self._wall_started = time.process_time(), time.perf_counter()
 
     def _pause(self) -> None:
-        self._seconds += time.perf_counter() - self._wall
-        self._used += time.process_time() - self._processor
+        self._seconds += time.process_time() - self._started
+        self._wall += time.perf_counter() - self._wall_started
 
     def _look(self, step: int) -> None:
         particles = self.settings.particles
@@ -67,7 +68,7 @@ class Watch(Callback):
         self.curve.append({"step": step, "seconds": self._seconds, "elbo": elbo})
         self.due = min(GROWTH * self._seconds, self._seconds + self.total / 30)
         self.report |= {"steps": step, "seconds": self._seconds, "train_elbo": elbo}
-        self.report |= {"processor": self._used / self._seconds, "curve": self.curve}
+        self.report |= {"processor": self._seconds / self._wall, "curve": self.curve}
         write(self.file, self.report)
 
 

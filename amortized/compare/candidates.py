@@ -86,7 +86,8 @@ class Ours(Candidate):
         programs, loss = (pair.model, pair.guide), self.loss
         loss.warm_up(*programs, pair.batch)
         own = [p for p in loss.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(own, lr=_LEARNING_RATE) if own and loss.training else None
+        learns = own and loss.training and steps > 0
+        optimizer = torch.optim.Adam(own, lr=_LEARNING_RATE) if learns else None
         for _ in range(steps):
             with buffers_aside(*programs):
                 estimate = loss.estimate(*programs, pair.args, pair.kwargs)

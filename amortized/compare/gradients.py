@@ -196,6 +196,7 @@ def _row(
         snr=norm / math.sqrt(found.variance) if found.variance else math.inf,
         seconds=seconds,
         model_evaluations=measured.evaluations,
+        peak_bytes=measured.peak_bytes,
         work=found.variance * seconds,
         work_interval=(low * seconds, high * seconds),
     )

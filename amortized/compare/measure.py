@@ -14,6 +14,7 @@ import pyro
 from amortized.compare.candidates import Candidate, Pair
 from amortized.compare.draws import Sampler
 from amortized.compare.groups import SIDES, Trained
+from amortized.compare.memory import peak_bytes
 from amortized.compare.moments import BlockSums, block_sums
 from amortized.errors import NonFiniteError
 
@@ -21,7 +22,7 @@ from amortized.errors import NonFiniteError
 LEAST_DRAWS: Final = 50
 _NAMED = 4
 # for the time of one draw: seconds a candidate, and turns
-_LIMIT = 0.1
+_LIMIT = 0.04
 _LEAST_TURNS, _MOST_TURNS = 7, 50
 
 
@@ -34,6 +35,7 @@ class Measured:
     sampler: Sampler
     blocks: BlockSums
     evaluations: int | None
+    peak_bytes: int
 
     def variance(self, known: Trained) -> float:
         """Of all parameters together: every one is the model's or the guide's."""
@@ -56,7 +58,8 @@ def measure(
     with candidate.quiet(), pyro.validation_enabled(False):
         sampler = Sampler(lambda: candidate.gradient(pair, leaves), (pair.model, pair.guide))
         blocks = drawn(sampler, known, count)
-    return Measured(candidate, sampler, blocks, candidate.model_evaluations(pair))
+        peak = peak_bytes(sampler.gradient)
+    return Measured(candidate, sampler, blocks, candidate.model_evaluations(pair), peak)
 
 
 def seconds_a_draw(measured: Mapping[str, Measured]) -> dict[str, float]:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, final, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, final
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor
 
-from amortized.breakdown import plain_text, terminal_width
 from amortized.compare.moments import Interval
+from amortized.compare.tables import Sheet, Tabled, bytes_text
 from amortized.errors import UsageError
-
-Format = Literal["text", "markdown", "csv", "json"]
-_WIDTH = 140
 
 
 @final
@@ -53,6 +43,8 @@ class GradientRow:
     seconds: float
     """Of one draw, by the programs as they are written."""
     model_evaluations: int | None
+    peak_bytes: int
+    """Of all tensors that one evaluation and its backward pass hold at a time, at most."""
     work: float
     """Variance times seconds: the variance that a second buys."""
     work_interval: Interval
@@ -71,7 +63,7 @@ class GradientRow:
 
 @final
 @dataclass(frozen=True, eq=False)
-class GradientComparison:
+class GradientComparison(Tabled):
     """Gradients of several losses at the same parameters.
 
     Attributes:
@@ -125,47 +117,13 @@ class GradientComparison:
             "rows": [row.to_dict() for row in self.rows],
         }
 
-    def to_frame(self) -> Any:
-        """A row a candidate and group, as a ``pandas.DataFrame``.
+    def records(self) -> list[dict[str, Any]]:
+        """A dict a candidate and group, with both ends of each interval."""
+        return [_record(row) for row in self.rows]
 
-        Raises:
-            UsageError: pandas is not installed.
-        """
-        try:
-            # pandas is no dependency
-            import pandas  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise UsageError("to_frame() needs pandas: pip install pandas") from error
-        return pandas.DataFrame([row.to_dict() for row in self.rows])
-
-    def table(self, format: Format = "text") -> str:
-        """The rows as ``"text"`` for a terminal, ``"markdown"``, ``"csv"`` or ``"json"``.
-
-        Raises:
-            UsageError: another format.
-        """
-        if format == "text":
-            return plain_text(self.__rich__(), terminal_width(_WIDTH))
-        if format == "markdown":
-            lines = [_HEADS, ["---"] * len(_HEADS), *map(_cells, self.rows)]
-            return "\n".join(f"| {' | '.join(_escaped(c) for c in line)} |" for line in lines)
-        if format == "csv":
-            return self._csv()
-        if format == "json":
-            return json.dumps(_plain(self.to_dict()), indent=2, allow_nan=False)
-        raise UsageError(f"table(format={format!r}): expected one of {get_args(Format)}")
-
-    def _csv(self) -> str:
-        text = io.StringIO()
-        names = [f.name for f in fields(GradientRow)]
-        writer = csv.writer(text, lineterminator="\n")
-        wide = [n for n in names if n.endswith("_interval")]
-        heads = [h for n in names for h in ((f"{n}_low", f"{n}_high") if n in wide else (n,))]
-        writer.writerow(heads)
-        for row in self.rows:
-            values = [getattr(row, name) for name in names]
-            writer.writerow([v for x in values for v in (x if isinstance(x, tuple) else (x,))])
-        return text.getvalue()
+    def sheet(self) -> Sheet:
+        """The table for people."""
+        return Sheet(_HEADS, [_cells(row) for row in self.rows], ("candidate", "group", "verdict"))
 
     def plot(self, ax: Any = None, group: str | None = None) -> Any:
         """Variances of one group with their intervals, on a log axis; the ``ax`` comes back.
@@ -186,26 +144,15 @@ class GradientComparison:
             raise UsageError(f"plot(group={group!r}): expected one of {self.groups}")
         return variance_bars(rows, ax)
 
-    def __rich__(self) -> Table:
-        """The table with its layout, for ``rich.print``."""
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for head in _HEADS:
-            left = head in ("candidate", "group", "verdict")
-            justify = "left" if left else "right"
-            table.add_column(head, justify=justify, overflow="fold", no_wrap=not left)
-        for row in self.rows:
-            table.add_row(*_cells(row))
-        return table
-
-    def __str__(self) -> str:
-        """The table, and below it what it was measured against."""
+    def notes(self) -> list[str]:
+        """What it was measured against, and what candidates say of themselves."""
         notes = [f"{self.num_draws} draws of each candidate; 95 % intervals"]
         notes += [f"reference of {target}: {how}" for target, how in self.how.items()]
         declared = {row.candidate: row.declared_bias for row in self.rows if row.declared_bias}
         notes += [f"candidate {name!r} is biased: {why}" for name, why in declared.items()]
         if len(self.how) > 1:
             notes += [f"candidate {n!r} has the bound {t}" for n, t in self.targets.items()]
-        return f"{self.table()}\n\n" + "\n".join(notes)
+        return notes
 
 
 _HEADS = [
@@ -221,6 +168,7 @@ _HEADS = [
     "SNR",
     "ms",
     "evals",
+    "memory",
     "variance x s",
 ]
 
@@ -239,6 +187,7 @@ def _cells(row: GradientRow) -> list[str]:
         f"{row.snr:.3g}",
         f"{1e3 * row.seconds:.2f}",
         "-" if row.model_evaluations is None else str(row.model_evaluations),
+        bytes_text(row.peak_bytes),
         f"{row.work:.2g}",
     ]
 
@@ -247,16 +196,11 @@ def _between(interval: Interval) -> str:
     return f"[{interval[0]:.2g}, {interval[1]:.2g}]"
 
 
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|")
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows no infinity: None stands for it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def _record(row: GradientRow) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.to_dict().items():
+        if isinstance(value, tuple):
+            flat[f"{name}_low"], flat[f"{name}_high"] = value
+        else:
+            flat[name] = value
+    return {**flat, "verdict": row.verdict}

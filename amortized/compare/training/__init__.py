@@ -1,0 +1,1 @@
+"""Comparisons of whole trainings: learning curves of several candidates over several seeds."""

@@ -1,0 +1,102 @@
+"""Figures of trainings; imported when one is drawn, since matplotlib is slow to import."""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle, islice
+from typing import Final
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from amortized.compare.training.result import Against, Metric, TrainingComparison
+
+# the palette of Okabe and Ito, which color-blind readers can tell apart, the pale yellow last
+_COLOURS: Final = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#F0E442",
+)
+# so that lines can be told apart without any colour, too
+_STYLES: Final = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+_XLABELS: Final = (
+    ("steps", "optimizer steps"),
+    ("seconds", "processor seconds of training"),
+    ("wall", "seconds of training"),
+)
+_YLABELS: Final = (("elbo", "ELBO"), ("log_evidence", "bound of the log evidence"))
+
+
+def learning_curves(
+    found: TrainingComparison,
+    ax: Axes | None = None,
+    *,
+    against: Against = "steps",
+    metric: Metric = "elbo",
+) -> Axes:
+    """A mean curve a candidate over its seeds, with a 95 % band.
+
+    The axis starts where curves have left their first steep climb.
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    looks = zip(found.candidates, cycle(_COLOURS), cycle(_STYLES), strict=False)
+    drawn: list[list[float]] = []
+    for name, colour, style in looks:
+        curve = found.curve(name, metric, against)
+        values = [mean.value for mean in curve.means]
+        drawn.append([value for value in values if math.isfinite(value)])
+        (line,) = ax.plot(curve.at, values, color=colour, linestyle=style, label=name, lw=1.6)
+        band = [(x, m) for x, m in zip(curve.at, curve.means, strict=True) if m.count > 1]
+        band = [(x, m) for x, m in band if math.isfinite(m.high - m.low)]
+        xs, lows, highs = [x for x, _ in band], [m.low for _, m in band], [m.high for _, m in band]
+        ax.fill_between(xs, lows, highs, color=colour, alpha=0.18, linewidth=0)
+        failed = any(trial.failure for trial in found.of(name))
+        if failed and curve.at:
+            ax.plot(curve.at[-1:], values[-1:], "x", color=colour, ms=8, mew=2)
+            line.set_label(f"{name} (× a trial failed)")
+            _go_on(ax, found, name, against, metric, colour)
+    _cut(ax, [values for values in drawn if values])
+    data = "validation " if found.held_out else "training "
+    unit = "nats per data point" if all(t.per_datum for t in found.trials) else "nats"
+    ax.set_xlabel(dict(_XLABELS)[against])
+    ax.set_ylabel(f"{data}{dict(_YLABELS)[metric]} ({unit})")
+    ax.ticklabel_format(axis="y", useOffset=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(visible=True, color="0.92")
+    ax.set_axisbelow(True)
+    ax.legend(frameon=False, loc="lower right", handlelength=3)
+    return ax
+
+
+def _go_on(
+    ax: Axes,
+    found: TrainingComparison,
+    name: str,
+    against: Against,
+    metric: Metric,
+    colour: str,
+) -> None:
+    """The trials that went on where the mean ends."""
+    start = max(0, len(found.curve(name, metric, against).at) - 1)
+    for trial in found.of(name):
+        at = list(islice(trial.numbers(against), start, None))
+        values = list(islice(trial.numbers(metric), start, None))
+        ax.plot(at[: len(values)], values, color=colour, lw=0.7, alpha=0.7)
+
+
+def _cut(ax: Axes, curves: list[list[float]]) -> None:
+    """Leave out a first climb that would squeeze all the rest."""
+    if not curves:
+        return
+    top, lowest = max(map(max, curves)), min(map(min, curves))
+    # the worst curve once a fifth of its checks are over
+    late = min(min(values[len(values) // 5 :]) for values in curves)
+    if top - late < (top - lowest) / 2:
+        room = 0.15 * (top - late)
+        ax.set_ylim(late - room, max(top + room, ax.get_ylim()[1]))

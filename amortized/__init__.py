@@ -52,8 +52,13 @@ from amortized.fit.model_checkpoint import ModelCheckpoint as ModelCheckpoint
 from amortized.fit.program import Program as Program
 from amortized.fit.svi import SVI as SVI
 from amortized.loss import VariationalLoss as VariationalLoss
+from amortized.objectives.base import Objective as Objective
+from amortized.objectives.base import Reweighted as Reweighted
 from amortized.objectives.elbo import ELBO as ELBO
 from amortized.objectives.importance import IWAE as IWAE
 from amortized.objectives.importance import Renyi as Renyi
+from amortized.objectives.thermodynamic import TVO as TVO
+from amortized.objectives.wake_sleep import ForwardKL as ForwardKL
+from amortized.objectives.wake_sleep import ReweightedWakeSleep as ReweightedWakeSleep
 from amortized.programs.fold import Fold as Fold
 from amortized.programs.records import DataPlate as DataPlate

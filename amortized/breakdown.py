@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -25,14 +26,14 @@ def site_table(run: Run) -> str:
     for head in ("site", "program", "log-probability", "non-finite", "value from", "to"):
         left = head in ("site", "program")
         table.add_column(head, justify="left" if left else "right", overflow="fold")
-    for term in run.terms:
+    for term in (*run.terms, *run.factors):
         record = _record(run, term)
         low, high = _range(record.value) if record is not None else ("", "")
         bad = int((~term.value.isfinite()).sum())
         shown = f"{bad} of {term.value.numel()}" if bad else ""
         sign = -1.0 if term.role == "guide" else 1.0
         total = f"{sign * term.value.sum().item() + 0.0:.6g}"  # no minus before a zero
-        role = "KL" if term.role == "kl" else term.side
+        role = "KL" if term.role == "kl" else f"sum in {term.side}" if term.sums else term.side
         table.add_row(term.name, role, total, shown, low, high)
     return plain_text(table, 100)
 
@@ -53,12 +54,25 @@ def first_non_finite(run: Run) -> str | None:
     """Where the first non-finite number stands, guide before model; None if there is none."""
     for program, records in (("guide", run.guide), ("model", run.model)):
         in_model = program == "model"
-        terms = {t.name: t for t in run.terms if t.in_model == in_model}
+        parts = [t for t in run.terms if t.in_model == in_model]
+        terms = {t.name: t for t in parts if not t.sums}
+        terms |= {t.name: _possible(t) for t in run.factors if in_model}
         for name, record in records.items():
             what = next(_complaints(record, terms.get(name)), None)
             if what is not None:
                 return f"site {name!r} of the {program}: {what}"
+        for term in parts:
+            bad = ~term.value.isfinite()
+            if term.sums and bool(bad.any()):
+                what = f"the sum over its values is {_example(term.value, bad)}"
+                return f"site {term.sums[0]!r} of the {program}: {what}"
     return None
+
+
+def _possible(factor: Term) -> Term:
+    """A factor without what is impossible: values of probability 0 are left out of a sum."""
+    value = factor.value
+    return replace(factor, value=value.masked_fill(value == -torch.inf, 0.0))
 
 
 def _complaints(record: SiteRecord, term: Term | None) -> Iterator[str]:

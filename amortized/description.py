@@ -9,15 +9,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from amortized.breakdown import plain_text, terminal_width
+from amortized.estimators.base import Site
 from amortized.objectives.base import Objective
-from amortized.programs.records import DataPlate, LatentSite, Run
+from amortized.programs.records import DataPlate, LatentSite, Run, SiteRecord
 from amortized.programs.study import size_of
 from amortized.surrogate.outer import shared_plates
 
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One latent site of the guide."""
+    """One latent site of the guide, or one that is summed out in the model."""
 
     site: str
     distribution: str
@@ -34,7 +35,10 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Description:
-    """One row a latent site, and the evaluations that one step costs; printed as a table."""
+    """One row a latent site, and the evaluations that one step costs; printed as a table.
+
+    Sites that are summed out in the model come after those of the guide.
+    """
 
     rows: list[SiteRow]
     objective: str
@@ -72,6 +76,7 @@ def describe_run(
 ) -> Description:
     """The description of a finished run."""
     rows = [_row(latent, run, reasons) for latent in run.latents]
+    rows += [_summed_row(record) for record in run.summed]
     size = size_of(run.model, data.name)
     named = (
         "no data plate: numbers are totals"
@@ -112,6 +117,19 @@ def _row(latent: LatentSite, run: Run, reasons: Mapping[str, str]) -> SiteRow:
     )
 
 
+def _summed_row(record: SiteRecord) -> SiteRow:
+    """A site of the model that the guide lacks: exact, and without a KL of its own."""
+    return SiteRow(
+        site=record.name,
+        distribution=Site(record.name, record.fn).family,
+        estimator="none: summed out in the model",
+        why="infer['enumerate'] in the model",
+        copies=record.summed,
+        plates=", ".join(record.sizes) or "-",
+        kl="-",
+    )
+
+
 def _how(latent: LatentSite) -> str:
     """Copies with weights of their own are summed over, others are draws."""
     weighted = latent.draw.axis is not None and not latent.estimator.joint_copies
@@ -121,7 +139,7 @@ def _how(latent: LatentSite) -> str:
 def _evaluations(run: Run, in_model: bool) -> int:
     """The largest number of left-dim elements of a term: how often its statement is evaluated."""
     counts = [1]
-    for term in run.terms:
+    for term in (*run.terms, *run.factors):
         if term.in_model == in_model:
             left = term.value.shape[: max(0, term.value.dim() - run.layout.nesting)]
             counts.append(left.numel())

@@ -12,8 +12,10 @@ from amortized.breakdown import first_non_finite, site_table
 from amortized.estimators.base import Cost, base_of
 from amortized.programs.records import DataPlate, LatentSite, Run, Term
 from amortized.programs.study import size_of
-from amortized.surrogate.assemble import Weight, expectation
+from amortized.surrogate.assemble import Assembled
 from amortized.surrogate.costs import padded
+from amortized.surrogate.totals import expectation
+from amortized.surrogate.weights import Weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +32,17 @@ class Estimate:
     data: DataPlate
     kl_weight: Weight = 1.0
     costs: list[tuple[LatentSite, Cost]] = field(default_factory=list)
-    additive: bool = True
-    """Whether the loss is minus the ELBO, up to the weight of the KL; else another bound's."""
+    is_elbo: bool = True
+    """Whether the loss is minus the ELBO, up to one weight of the KL; else another bound's."""
+    on_data: bool = True
+    """Whether the run is of the guide on the data, so that it has an ELBO."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """What ``"model"`` and ``"guide"`` minimize, where that is not the same."""
 
     @property
     def elbo(self) -> Tensor:
         """The value of the evidence lower bound, whatever the objective."""
-        if not self.additive:
+        if not self.is_elbo:
             return self.reconstruction - self.kl
         if not isinstance(self.kl_weight, Tensor) and self.kl_weight == 1.0:
             return -self.loss.detach()
@@ -45,7 +51,7 @@ class Estimate:
     @cached_property
     def reconstruction(self) -> Tensor:
         """The expected log-probability of what was observed, factors included."""
-        if not self.additive:
+        if not self.is_elbo:
             terms = [t for t in self.run.terms if t.role == "likelihood"]
             parts = [expectation(term, self.run) for term in terms]
             return torch.stack(parts).sum() if parts else torch.zeros_like(self.loss)
@@ -92,6 +98,28 @@ class Estimate:
     def site_table(self) -> str:
         """One row a site: its log-probability, how much of it is not finite, its values' range."""
         return site_table(self.run)
+
+
+def estimated(
+    run: Run,
+    data: DataPlate,
+    assembled: Assembled,
+    kl_weight: Weight = 1.0,
+    *,
+    is_elbo: bool,
+    on_data: bool = True,
+) -> Estimate:
+    """Of the bound of a run."""
+    return Estimate(
+        loss=-assembled.bound,
+        run=run,
+        data=data,
+        kl_weight=kl_weight,
+        costs=assembled.costs,
+        is_elbo=is_elbo,
+        on_data=on_data,
+        parts={whose: -part for whose, part in assembled.parts.items()},
+    )
 
 
 def _where(term: Term) -> str:

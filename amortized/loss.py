@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, get_args
 
 import pyro
@@ -16,21 +17,23 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor, nn
 
 from amortized.description import Description, describe_run
-from amortized.errors import UsageError
-from amortized.estimate import Estimate, LogWeights, log_weights_of, stacked
+from amortized.errors import EstimatorError, UsageError
+from amortized.estimate import Estimate, LogWeights, estimated, log_weights_of, stacked
 from amortized.estimators.base import Noise, TorchNoise
 from amortized.estimators.choice import Spec
-from amortized.objectives.base import Objective
+from amortized.objectives.base import Objective, Reweighted
 from amortized.objectives.elbo import ELBO
 from amortized.programs.batches import aliases, as_arguments
 from amortized.programs.records import DataPlate, Run, Sharing
 from amortized.programs.run import Program
 from amortized.programs.runner import Looks, Runner
-from amortized.programs.study import undisturbed
+from amortized.programs.study import size_of, undisturbed
+from amortized.samples_as_data import Asked, weigh_samples
 from amortized.sites import SiteEstimators
-from amortized.surrogate.assemble import Assembled, Weight, assemble, assemble_trees
+from amortized.surrogate.assemble import assemble, assemble_trees
 from amortized.surrogate.bound import assemble_bound
 from amortized.surrogate.outer import OuterScale, shared_plates
+from amortized.surrogate.weights import Weight, Weights, weights_of
 
 # a key may name a site that only some branches reach: look this often before refusing it
 _LOOKS = 8
@@ -85,7 +88,13 @@ class VariationalLoss(nn.Module, PyroELBO):
         self.objective = ELBO() if objective is None else objective
         if not isinstance(self.objective, Objective):
             raise UsageError(f"objective={objective!r}: expected an objective such as am.ELBO()")
-        if not self.objective.additive and not vectorize:
+        if not (self.objective.site_estimators or not estimators):
+            raise EstimatorError(
+                f"estimators={estimators!r}: {self.objective!r} takes samples as data: it "
+                "differentiates log p and log q at constant values, so no gradient of a sample is "
+                "estimated at any site; leave estimators= out, or use am.ELBO() or am.IWAE()"
+            )
+        if not self.objective.additive and self.objective.num_particles > 1 and not vectorize:
             raise UsageError(
                 f"objective={objective!r} needs all particles at once, and vectorize=False runs "
                 "them one by one; use am.ELBO(), or am.Fold(network) around what cannot broadcast"
@@ -99,6 +108,10 @@ class VariationalLoss(nn.Module, PyroELBO):
         self._runner = Runner(max_plate_nesting or 0)
         self._outer = OuterScale()
         self._checked_keys = False
+        if isinstance(self.objective, ELBO) and self.objective.scheduled:
+            self.register_buffer("steps", torch.zeros(()))
+        else:
+            self.steps = torch.zeros(())
 
     def __call__(self, model: Any, guide: Any) -> ELBOModule:
         """The pair as one module: ``loss(model, guide)(*args)`` is the differentiable loss."""
@@ -161,13 +174,15 @@ class VariationalLoss(nn.Module, PyroELBO):
             kl_weight: how often the terms of latents count, as in KL warm-up.
         """
         source = TorchNoise() if noise is None else noise
-        run, assembled, plate = self._evaluate(
-            model, guide, args, kwargs, data=data, noise=source, kl_weight=kl_weight
-        )
+        inputs = (model, guide, args, kwargs)
+        if isinstance(self.objective, Reweighted):
+            asked = Asked(*inputs, data, source, kl_weight)
+            found = weigh_samples(self.objective, asked, self._runner, self._outer)
+        else:
+            found = self._evaluate(*inputs, data=data, noise=source, kl_weight=kl_weight)
         if not self._checked_keys:
-            self._check_keys(model, guide, args, kwargs, source)
-        additive = self.objective.additive
-        return Estimate(-assembled.bound, run, plate, kl_weight, assembled.costs, additive)
+            self._check_keys(*inputs, source)
+        return found
 
     @contextmanager
     def looking(self, looks: Looks) -> Iterator[None]:
@@ -185,6 +200,8 @@ class VariationalLoss(nn.Module, PyroELBO):
                 latent.estimator.update(latent.draw, cost)
             for latent in estimate.run.latents:
                 latent.estimator.advance()
+            if isinstance(self.objective, ELBO) and self.objective.scheduled:
+                self.steps.add_(1)
 
     def _evaluate(
         self,
@@ -196,7 +213,8 @@ class VariationalLoss(nn.Module, PyroELBO):
         data: DataPlate | None,
         noise: Noise,
         kl_weight: Weight,
-    ) -> tuple[Run, Assembled, DataPlate]:
+    ) -> Estimate:
+        """The estimate of an objective whose sites have estimators."""
         options: dict[str, Any] = {
             "noise": noise,
             "choose": self.estimators.choose,
@@ -204,19 +222,35 @@ class VariationalLoss(nn.Module, PyroELBO):
             "data": data,
             "closed_form": self.objective.analytic_kl,
         }
-        if self.vectorize:
-            rows = self.estimators.in_rows and self.objective.additive
-            sharing = self.layout if rows else "axes"
-            options |= {"sharing": sharing, "leaves": not self.objective.additive}
+        objective = self.objective
+        if not objective.additive:
+            options["leaves"] = True
             run, plate = self._runner.run(model, guide, args, kwargs, **options)
-            if self.objective.additive:
-                return run, assemble(run, kl_weight), plate
-            read = self._runner.looks != "never"
-            scale = self._outer.of(run, shared_plates(run), read=read)
-            return run, assemble_bound(run, self.objective, noise, scale, kl_weight), plate
-        trees, plate = self._runner.run_sequentially(model, guide, args, kwargs, **options)
-        assembled, run = assemble_trees(trees, kl_weight)
-        return run, assembled, plate
+            scale = self._outer.of(run, shared_plates(run), read=self._runner.looks != "never")
+            assembled = assemble_bound(run, objective, noise, scale, kl_weight)
+            return estimated(run, plate, assembled, kl_weight, is_elbo=False)
+        if self.vectorize:
+            sharing = self.layout if self.estimators.in_rows else "axes"
+            run, plate = self._runner.run(model, guide, args, kwargs, sharing=sharing, **options)
+            weights, charged = self._weights(run, plate, kl_weight)
+            assembled = assemble(run, weights)
+        else:
+            trees, plate = self._runner.run_sequentially(model, guide, args, kwargs, **options)
+            assembled, run = assemble_trees(trees, Weights(kl_weight))
+            weights, charged = self._weights(run, plate, kl_weight)
+            if weights.by_site:  # what a KL is, is known after the first time
+                assembled, run = assemble_trees(trees, weights)
+        if charged is not None:
+            assembled = replace(assembled, bound=assembled.bound - charged)
+        return estimated(run, plate, assembled, kl_weight, is_elbo=not weights.by_site)
+
+    def _weights(self, run: Run, data: DataPlate, kl_weight: Weight) -> tuple[Weights, Any]:
+        """How often terms count, and what is charged for sites below their free bits."""
+        objective = self.objective
+        if not isinstance(objective, ELBO) or not objective.by_site:
+            return Weights(kl_weight), None
+        size = size_of(run.model, data.name) or 1
+        return weights_of(run, objective, kl_weight, size, self.steps)
 
     def log_weights(
         self,
@@ -279,16 +313,24 @@ class VariationalLoss(nn.Module, PyroELBO):
         noise: Noise,
     ) -> None:
         """Refuse a key that matches no site; a branch not taken yet gets a few more looks."""
-        recipes = self.estimators.recipes
+        recipes, runner = self.estimators.recipes, self._runner
+        weighs = self.objective if isinstance(self.objective, ELBO) else ELBO()
         with undisturbed(model, guide):
             for _ in range(_LOOKS):
-                if not recipes.unmatched(self._runner.sites | self._runner.observed):
+                met = runner.sites | runner.observed
+                if not (recipes.unmatched(met) or weighs.unmatched(met)):
                     break
                 torch.rand(1)
-                self._runner.look(model, guide, args, kwargs, noise)
+                runner.look(model, guide, args, kwargs, noise)
         # semi-supervised programs observe a site in some batches and not in others
-        if recipes.unmatched(self._runner.sites | self._runner.observed):
-            recipes.refuse_unmatched(self._runner.sites)
+        met = runner.sites | runner.observed
+        if recipes.unmatched(met):
+            recipes.refuse_unmatched(runner.sites)
+        if weighs.unmatched(met):
+            raise UsageError(
+                f"{weighs!r}: the key {weighs.unmatched(met)[0]!r} of beta= or free_bits= matches "
+                f"no latent site; the guide has {', '.join(map(repr, sorted(runner.sites)))}"
+            )
         self._checked_keys = True
 
     def _announce(self) -> None:

@@ -13,6 +13,7 @@ from amortized.errors import EstimatorError, UsageError
 from amortized.estimators.base import Estimator, Site, parameters_of
 from amortized.estimators.choice import Recipes, Spec
 from amortized.estimators.elements import support_moves
+from amortized.estimators.running import complete
 
 
 class SiteEstimators(nn.Module):
@@ -66,6 +67,7 @@ class SiteEstimators(nn.Module):
                 f"the state holds estimators of {unmet}, and this loss has not met these sites: "
                 "call loss.warm_up(model, guide, batch) before load_state_dict"
             )
+        complete(state_dict)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _make(self, key: str, site: Site, infer: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ LAYERS = [
     {"programs", "sites"},
     {"surrogate", "breakdown"},
     {"description", "estimate"},
+    {"samples_as_data"},
     {"loss"},
     {"checks"},
     {"fit", "compare"},

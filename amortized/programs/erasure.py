@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
 from amortized.errors import ProgramError
@@ -50,6 +51,8 @@ def refuse_erased_axes(
     except KeyError:  # a flow without an inverse knows the density of its own draws only
         return
     rounding = _rounding([*values.values(), *joint.values()], modules_of(model, guide))
+    if run.summed:
+        _refuse_erased_sums(model, guide, args, kwargs, together, rounding)
     for axis_name, copy in _witnesses(run.layout, run):
         fixed = {
             name: picked(value, run.layout, _event_dim(run, name), copy)
@@ -70,15 +73,64 @@ def refuse_erased_axes(
                     raise ProgramError(_mixed(key, axis_name))
 
 
+def _refuse_erased_sums(
+    model: Any, guide: Any, args: Any, kwargs: Any, context: Context, rounding: float
+) -> None:
+    """Replay the model with one value at each summed-out site, and compare its statements.
+
+    Raises:
+        ProgramError: naming the site whose log-probability mixes values of summed-out sites.
+    """
+    all_values = _run(model, guide, args, kwargs, context, 0)
+    joint = _densities(all_values)
+    for pinned in _pins(all_values):
+        alone = replace(context, pinned=pinned)
+        runs = [_run(model, guide, args, kwargs, alone, seed) for seed in (0, 1)]
+        first, second = map(_densities, runs)
+        for term in all_values.factors:
+            name, open_dims = term.name, all_values.model[term.name].open_dims
+            summed = sorted({own for own in open_dims.values() if own != name} or {name})
+            axis = f"the values of the summed-out sites {', '.join(map(repr, summed[:6]))}"
+            if name not in first or name not in second:
+                raise ProgramError(_structure((name, True), axis))
+            one = joint[name]
+            for dim, own in open_dims.items():
+                if one.dim() >= -dim and one.shape[dim] > 1:
+                    one = one.narrow(dim, pinned[own], 1)
+            if torch.equal(first[name], second[name]) and not _close(one, first[name], rounding):
+                raise ProgramError(_mixed((name, True), axis))
+
+
+def _pins(run: Run) -> Iterator[dict[str, int]]:
+    """Places in the supports of summed-out sites: the first, the last, and some between."""
+    sizes = {record.name: record.summed for record in run.summed}
+    yield dict.fromkeys(sizes, 0)
+    yield {name: size - 1 for name, size in sizes.items()}
+    yield {name: place % size for place, (name, size) in enumerate(sizes.items())}
+
+
+def _densities(run: Run) -> dict[str, Tensor]:
+    """log p of the model's statements: of factors, and of terms that no sum was taken of."""
+    terms = [t for t in run.terms if t.in_model and not t.sums]
+    found = {t.name: t.value for t in terms}
+    for term in run.factors:
+        found[term.name] = scale_and_mask(term.value, run.model[term.name].scale)
+    return found
+
+
 def _replay(
     model: Any, guide: Any, args: Any, kwargs: Any, context: Context, seed: int
 ) -> dict[Key, Tensor]:
     """The terms of a run with fixed values, by name and side."""
+    run = _run(model, guide, args, kwargs, context, seed)
+    return {(t.name, t.in_model): t.value for t in run.terms}
+
+
+def _run(model: Any, guide: Any, args: Any, kwargs: Any, context: Context, seed: int) -> Run:
     args, kwargs = aliases(args, kwargs)
     with undisturbed(model, guide), torch.no_grad(), _dropout_off(model, guide):
         torch.manual_seed(seed)
-        run = run_pair(model, guide, args, kwargs, context)
-    return {(t.name, t.in_model): t.value for t in run.terms}
+        return run_pair(model, guide, args, kwargs, context)
 
 
 def _rounding(tensors: list[Tensor], modules: list[nn.Module]) -> float:

@@ -1,13 +1,11 @@
-"""Two messengers: one lets estimators draw the guide's latents, one replays them in the model."""
+"""The messenger around the guide, which lets estimators draw its latents; what a run needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
-import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -94,6 +92,10 @@ class Context:
     sharing: Sharing = "axes"
     leaves: bool = False
     """Whether the model sees constants of sites whose log q is frozen, to take slopes in them."""
+    pinned: Mapping[str, int] | None = None
+    """The place in its support of the one value that a summed-out site of the model takes."""
+    reads: bool = True
+    """Whether values of tensors may be read to compare scales: not while a step is captured."""
 
 
 class GuideHandler(Messenger):
@@ -116,9 +118,9 @@ class GuideHandler(Messenger):
             if self.context.fixed is not None and msg["value"] is None:
                 msg["value"] = self.context.fixed.get(msg["name"])
                 msg["done"] = msg["value"] is not None
-            _take_all(msg)
+            take_all(msg)
             return
-        _refuse_deeper(msg, self.context.layout)
+        refuse_deeper(msg, self.context.layout)
         if msg["is_observed"]:
             return
         name = msg["name"]
@@ -201,7 +203,7 @@ class GuideHandler(Messenger):
             self.records[msg["name"]] = record
 
     def _record_observed(self, msg: Any) -> None:
-        if self.runs_model or _deterministic(msg):
+        if self.runs_model or deterministic(msg):
             return
         if type(base_of(msg["fn"])).__name__ != "Unit":
             raise ProgramError(
@@ -229,75 +231,7 @@ def _refuse_nan(name: str, law: Any, error: Exception) -> None:
         ) from error
 
 
-class ModelHandler(Messenger):
-    """Outermost around the model: latents take the guide's values, every site is recorded."""
-
-    def __init__(
-        self, context: Context, values: Mapping[str, Tensor], subsamples: Mapping[str, Tensor]
-    ) -> None:
-        super().__init__()
-        self.context = context
-        self.values = values
-        self.subsamples = dict(subsamples)
-        self.records: dict[str, SiteRecord] = {}
-        self._own_minibatches: set[str] = set()
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample):
-            self._replay_subsample(msg)
-            return
-        _refuse_deeper(msg, self.context.layout)
-        if msg["is_observed"]:
-            if msg["name"] in self.values:
-                raise ProgramError(
-                    f"site {msg['name']!r}: the guide samples it, but the model observes it; "
-                    "remove it from the guide, or the obs= from the model"
-                )
-            return
-        if msg["done"]:
-            return
-        if msg["name"] not in self.values:
-            raise ProgramError(_missing(msg, self.values))
-        for frame in msg["cond_indep_stack"]:
-            if frame.name in self._own_minibatches:
-                raise ProgramError(
-                    f"site {msg['name']!r}: the model draws a random minibatch of plate "
-                    f"{frame.name!r} that the guide, which drew this latent, does not know; put "
-                    "the latent into the same plate in the guide"
-                )
-        msg["value"], msg["done"] = self.values[msg["name"]], True
-
-    def _replay_subsample(self, msg: Any) -> None:
-        ours = self.subsamples.get(msg["name"])
-        if ours is None:
-            drawn = msg["fn"]
-            if msg["value"] is None and drawn.subsample_size not in (None, drawn.size):
-                self._own_minibatches.add(msg["name"])
-            _take_all(msg)
-            return
-        if msg["value"] is None:
-            msg["value"], msg["done"] = ours, True
-        elif not _same_indices(msg["value"], ours):
-            raise ProgramError(
-                f"plate {msg['name']!r}: the model asks for other data (subsample=...) than the "
-                "guide drew its latents for; give the guide the same subsample (autoguides: "
-                "create_plates=, a function that makes the model's plates)"
-            )
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample):
-            self.subsamples[msg["name"]] = msg["value"]
-            return
-        if _deterministic(msg):
-            return
-        if msg["name"] in self.records:
-            raise ProgramError(
-                f"site {msg['name']!r}: the model samples it twice; give every site its own name"
-            )
-        self.records[msg["name"]] = record_of(msg, self.context.data)
-
-
-def _take_all(msg: Any) -> None:
+def take_all(msg: Any) -> None:
     """The indices of a plate that is not subsampled; others are Pyro's to draw."""
     if msg["value"] is None and not msg["done"]:
         indices = all_indices(msg["fn"])
@@ -305,33 +239,13 @@ def _take_all(msg: Any) -> None:
             msg["value"], msg["done"] = indices, True
 
 
-def _deterministic(msg: Any) -> bool:
+def deterministic(msg: Any) -> bool:
+    """Whether a statement is a ``pyro.deterministic``."""
     return bool((msg["infer"] or {}).get("_deterministic", False))
 
 
-def _same_indices(theirs: Any, ours: Any) -> bool:
-    if theirs is ours:
-        return True
-    theirs, ours = torch.as_tensor(theirs), torch.as_tensor(ours)
-    return theirs.shape == ours.shape and bool((theirs == ours).all())
-
-
-def _missing(msg: Any, values: Mapping[str, Tensor]) -> str:
-    name = msg["name"]
-    if (msg["infer"] or {}).get("enumerate"):
-        return (
-            f"site {name!r}: the model marks it for enumeration, but exact marginalization in the "
-            "model is not there yet; sample it in the guide and give it am.Enumerate()"
-        )
-    close = get_close_matches(name, sorted(values), 1)
-    hint = f"; did you mean {close[0]!r} in the guide" if close else ""
-    return (
-        f"site {name!r}: the model samples it, but the guide does not (the guide has "
-        f"{sorted(values)}){hint}. Give the guide a pyro.sample({name!r}, ...), or observe it"
-    )
-
-
-def _refuse_deeper(msg: Any, layout: Layout) -> None:
+def refuse_deeper(msg: Any, layout: Layout) -> None:
+    """Raise where a statement is in more plates than the layout has room for."""
     depth = max((-f.dim for f in msg["cond_indep_stack"] if f.dim is not None), default=0)
     if depth > layout.nesting:
         raise DeeperPlatesError(depth)

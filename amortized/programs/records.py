@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,10 +14,10 @@ from amortized.estimators.base import Draw, Estimator
 Plates = frozenset[tuple[str, int]]
 """Vectorized plates, by name and dim: two sequential plates may share a dim."""
 
-Role = Literal["likelihood", "prior", "guide", "kl", "surrogate", "folded"]
+Role = Literal["likelihood", "prior", "guide", "kl", "surrogate", "folded", "factor"]
 
 # torch tensors have at most 64 dims; leave room for event dims
-_LEFTMOST = -56
+LEFTMOST = -56
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Layout:
 
     ``-1 .. -nesting`` are the plates, then one dim for the particles, then, if there are rows, one
     dim for them and one that only estimators see, then one private dim for each other site that is
-    evaluated on several copies, in guide order.
+    evaluated on several copies, in guide order; then, in the model, dims for the values of sites
+    that are summed out.
     """
 
     nesting: int
@@ -122,14 +124,19 @@ class Layout:
         self.spans[site] = span
         return span
 
+    @property
+    def free_dim(self) -> int:
+        """The first dim left of all that are taken."""
+        return self.particle_dim - 1 - len(self.axes) - (2 if self.rows > 1 else 0)
+
     def allocate(self, site: str) -> int:
         """A fresh private dim for a site.
 
         Raises:
             EstimatorError: more private dims than a tensor can have.
         """
-        dim = self.particle_dim - 1 - len(self.axes) - (2 if self.rows > 1 else 0)
-        if dim < _LEFTMOST:
+        dim = self.free_dim
+        if dim < LEFTMOST:
             raise EstimatorError(
                 f"site {site!r}: more than {len(self.axes)} sites are evaluated on several copies, "
                 "and a tensor has no dim left; give most of them one sample, e.g. "
@@ -165,13 +172,18 @@ class SiteRecord:
     """The rows of its copies, if it is laid out in rows."""
     hard_log_q: Tensor | None = None
     """log q of every row, attached, with relaxed values taken for the base's; laid out in rows."""
+    summed: int = 0
+    """How many values of this site of the model are summed over; 0: it has one value."""
+    open_dims: Mapping[int, str] = field(default_factory=dict)
+    """Dims of summed-out sites that the statement may depend on, its own included, and whose."""
 
 
 @dataclass(eq=False, slots=True)
 class Term:
     """One summand of the objective: log p of a model site, -log q of a guide site, -KL, ...
 
-    ``value`` has shape ``[private axes..., particles?, plates...]``, scaled and masked.
+    ``value`` has shape ``[private axes..., particles?, plates...]``, scaled and masked. Only a
+    ``factor``, of which summands are made by summing sites out, has their dims too, and no scale.
     """
 
     name: str
@@ -179,12 +191,16 @@ class Term:
     value: Tensor
     plates: Plates
     order: int
-    """Position in the model for ``likelihood`` and ``prior``, else in the guide."""
+    """Position in the model for ``likelihood``, ``prior`` and ``factor``, else in the guide."""
+    sums: tuple[str, ...] = ()
+    """The sites of the model over which it is a sum."""
+    latents: tuple[str, ...] = ()
+    """The latents of the guide whose log p such a sum is, together, under the first one's name."""
 
     @property
     def in_model(self) -> bool:
         """Whether ``order`` counts model sites."""
-        return self.role in ("likelihood", "prior")
+        return self.role in ("likelihood", "prior", "factor")
 
     @property
     def side(self) -> str:
@@ -229,5 +245,12 @@ class Run:
     """log q of every site at constant values, where a site has its log q frozen."""
     leaves: dict[str, Tensor] = field(default_factory=dict)
     """What the model saw of these sites instead of what was drawn: the same, cut off."""
+    factors: list[Term] = field(default_factory=list)
+    """log p of the model's statements that depend on summed-out sites, value by value."""
     runs: int = 1
     """How often both programs ran: more than once where copies are evaluated one by one."""
+
+    @property
+    def summed(self) -> list[SiteRecord]:
+        """The sites of the model that are summed out."""
+        return [record for record in self.model.values() if record.summed]

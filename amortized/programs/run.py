@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from amortized.errors import AmortizedError, ProgramError
+from amortized.programs.elimination import eliminated
 from amortized.programs.frozen import direct_terms, leaves_of_frozen
-from amortized.programs.handlers import Context, DeeperPlatesError, GuideHandler, ModelHandler
+from amortized.programs.handlers import Context, DeeperPlatesError, GuideHandler
 from amortized.programs.records import DataPlate, Run, SiteRecord
+from amortized.programs.replay import ModelHandler
 from amortized.programs.terms import build_terms, latents_of
 
 Program = Callable[..., Any]
 T = TypeVar("T")
-H = TypeVar("H", GuideHandler, ModelHandler)
+
+
+class Recorder(Protocol):
+    """A messenger that keeps what it saw of each site."""
+
+    records: dict[str, SiteRecord]
+
+
+H = TypeVar("H", bound=Recorder)
 
 
 def run_pair(
@@ -47,7 +57,8 @@ def run_pair(
         guide, lambda again: execute(guide, args, kwargs, again, context), drawn, leaves
     )
     taken = {} if leaves else direct
-    terms, notes = build_terms(drawn.records, replayed.records, context.layout, closed_form, taken)
+    parts, notes = build_terms(drawn.records, replayed.records, context.layout, closed_form, taken)
+    terms, sums = eliminated(parts, replayed.records, context.layout, context.reads)
     return Run(
         terms=terms,
         latents=latents_of(drawn.records, replayed.records),
@@ -55,9 +66,10 @@ def run_pair(
         guide=drawn.records,
         model=replayed.records,
         subsamples={**drawn.subsamples, **replayed.subsamples},
-        kl_notes=notes,
+        kl_notes=notes | sums,
         direct=direct,
         leaves=leaves,
+        factors=[t for t in parts if t.role == "factor"],
     )
 
 
@@ -75,8 +87,8 @@ def execute(
     except (AmortizedError, DeeperPlatesError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        side = "model" if isinstance(handler, ModelHandler) else "guide"
-        hint = _axes_hint(error, context, side) or _parameter_hint(error, list(handler.records))
+        model = handler if isinstance(handler, ModelHandler) else None
+        hint = _axes_hint(error, context, model) or _parameter_hint(error, list(handler.records))
         if hint is None:
             raise
         raise ProgramError(hint) from error
@@ -95,16 +107,19 @@ def with_room(nesting: int, attempt: Callable[[int], T]) -> tuple[T, int]:
             nesting = deeper.nesting
 
 
-def _axes_hint(error: Exception, context: Context, side: str) -> str | None:
+def _axes_hint(error: Exception, context: Context, model: ModelHandler | None) -> str | None:
     """A sentence about extra left dims, if the run had any."""
     layout = context.layout
-    if not layout.axes and layout.num_particles == 1 and layout.rows == 1:
+    summed = {} if model is None else model.marginal.places
+    if not layout.axes and layout.num_particles == 1 and layout.rows == 1 and not summed:
         return None
     causes = [f"site {name!r} (its copies at dim {dim})" for name, dim in layout.axes.items()]
     if layout.rows > 1:
         causes.append(f"{layout.rows} rows of copies (at dim {layout.row_dim})")
     if layout.num_particles > 1:
         causes.append(f"{layout.num_particles} particles (at dim {layout.particle_dim})")
+    causes += [f"site {name!r} (summed out, at dim {dim})" for name, dim in summed.items()]
+    side = "guide" if model is None else "model"
     return (
         f"the {side} failed while {' and '.join(causes)} gave its values extra dims on the left: "
         f"{type(error).__name__}: {error}. Programs must broadcast over left dims: wrap networks "

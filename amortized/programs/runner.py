@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from amortized.programs.modules import modules_of
 from amortized.programs.records import DataPlate, Layout, MoreRowsError, Run, Sharing
 from amortized.programs.run import Program, run_pair, with_room
 from amortized.programs.sequential import Tree, explore
+from amortized.programs.simulation import Observed, simulated_run, stored_values
 from amortized.programs.study import Study, identity, probe, undisturbed
 
 # more signatures than any program has, and a bound for scripts that make a program at every step
@@ -108,6 +110,7 @@ class Runner:
         def attempt(room: int) -> tuple[Run, Context]:
             layout = Layout(room, num_particles, rows=study.rows.get(num_particles, 1))
             context = Context(layout, noise, choose, plate, sharing=sharing, leaves=leaves)
+            context = replace(context, reads=self.looks != "never")
             return run_pair(model, guide, args, kwargs, context, closed_form), context
 
         def fits() -> tuple[Run, Context]:
@@ -124,18 +127,22 @@ class Runner:
                 fits()  # how many rows there are is learned aside: draws are the same ever after
         run, context = fits()
         self.sites.update(latent.name for latent in run.latents)
-        if run.layout.axes or num_particles > 1 or run.direct or run.layout.rows > 1:
-            axes = (*run.layout.axes, *run.layout.spans)
-            shape = (num_particles, tuple(run.guide), tuple(run.model), *axes)
-            times = study.structures.get(shape, 0)
-            # weights that start at zero hide a mixture of copies: look again as they grow
-            wanted = self.looks == "always" or times in _LOOK_AGAIN
-            if wanted and self.looks != "never":
-                refuse_random_guides(run)
-                if run.layout.axes or num_particles > 1 or run.layout.rows > 1:
-                    refuse_erased_axes(model, guide, args, kwargs, run, context)
-            _keep(study.structures, shape, times + 1)
+        copies = run.layout.axes or num_particles > 1 or run.layout.rows > 1 or run.factors
+        axes = (*run.layout.axes, *run.layout.spans)
+        if (copies or run.direct) and self._looks_at(study, run, (num_particles, *axes)):
+            refuse_random_guides(run)
+            if copies:
+                refuse_erased_axes(model, guide, args, kwargs, run, context)
         return run, plate
+
+    def _looks_at(self, study: Study, run: Run, shape: tuple[Any, ...]) -> bool:
+        """Whether a run is one of those of its structure at which copies are compared."""
+        key = (tuple(run.guide), tuple(run.model), *shape)
+        times = study.structures.get(key, 0)
+        _keep(study.structures, key, times + 1)
+        # weights that start at zero hide a mixture of copies: look again as they grow
+        wanted = self.looks == "always" or times in _LOOK_AGAIN
+        return wanted and self.looks != "never"
 
     def run_sequentially(
         self,
@@ -155,18 +162,55 @@ class Runner:
         plate = study.data if data is None else data.found(study.data.name)
 
         def attempt(room: int) -> list[Tree]:
-            context = Context(Layout(room), noise, choose, plate)
+            context = Context(Layout(room), noise, choose, plate, reads=self.looks != "never")
             return [
                 explore(model, guide, args, kwargs, context, closed_form)
                 for _ in range(num_particles)
             ]
 
         trees, study.nesting = with_room(study.nesting, attempt)
+        runs = [run for tree in trees for run in tree.runs()]
         if self.looks != "never":
-            for run in (run for tree in trees for run in tree.runs()):
+            for run in runs:
                 refuse_random_guides(run)
+        for run in runs:
+            if run.factors and self._looks_at(study, run, ("one by one",)):
+                context = Context(run.layout, noise, choose, plate)
+                refuse_erased_axes(model, guide, args, kwargs, run, context)
         self.sites.update(latent.name for tree in trees for latent in tree.run.latents)
         return trees, plate
+
+    def simulate(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        noise: Noise,
+        data: DataPlate | None = None,
+        observed: Observed = None,
+        stored: bool = False,
+    ) -> tuple[Run, DataPlate]:
+        """A run at values that the model drew, or that are stored; and the data plate by name.
+
+        Raises:
+            ProgramError: the model cannot simulate, or the guide cannot be given what it simulated.
+            UsageError: no argument carries an observed site.
+        """
+        study = self.study(model, guide, args, kwargs, noise, data)
+        plate = study.data if data is None else data.found(study.data.name)
+        compare = self.looks != "never"
+
+        def attempt(room: int) -> Run:
+            context = Context(Layout(room), noise, data=plate)
+            if not stored:
+                return simulated_run(model, guide, args, kwargs, context, observed, compare=compare)
+            values = stored_values(guide, model, args, kwargs, study.sites)
+            return run_pair(model, guide, args, kwargs, replace(context, fixed=values))
+
+        run, study.nesting = with_room(study.nesting, attempt)
+        return run, plate
 
     def _modes(self, program: Program) -> tuple[bool, ...]:
         """Train or eval mode of the modules of a program."""

@@ -15,6 +15,8 @@ from torch.distributions import constraints
 from amortized.errors import EstimatorError, ProgramError
 from amortized.estimators.base import Draw, Estimator, base_of, wrappers_of
 from amortized.programs.divergence import analytic_kl, is_masked
+from amortized.programs.elimination import is_factor, sums_inside
+from amortized.programs.placement import unmasked
 from amortized.programs.records import LatentSite, Layout, Plates, SiteRecord, Term
 from amortized.programs.rows import hard_log_q
 
@@ -27,6 +29,8 @@ def build_terms(
     direct: Mapping[str, Tensor],
 ) -> tuple[list[Term], dict[str, str]]:
     """All terms of one run, and per latent how its KL is computed.
+
+    What depends on summed-out sites of the model is a ``factor``, for `eliminated`.
 
     Args:
         guide: the guide's statements.
@@ -70,7 +74,7 @@ def model_terms(
     """
     drawn = draws or {}
     return [
-        _checked(_model_term(r, order, drawn_by.get(r.name), drawn.get(r.name)), layout)
+        _checked(_model_term(r, order, drawn_by.get(r.name), drawn.get(r.name)), layout, r)
         for order, r in enumerate(model.values())
     ]
 
@@ -154,10 +158,11 @@ def _model_term(
             if isinstance(mask, Tensor):
                 value = fill_hidden(law, value, mask)
     log_p = _log_prob(record, value, drawn_by, draw)
-    role = "likelihood" if record.observed else "prior"
-    return Term(
-        record.name, role, scale_and_mask(log_p, record.scale, record.mask), record.plates, order
-    )
+    role, scale, mask = "likelihood" if record.observed else "prior", record.scale, record.mask
+    if is_factor(record, log_p):
+        # a mask takes evidence away; the law of what is summed out stays a law, and sums to one
+        role, scale, mask = "factor", 1.0, None if record.summed else mask
+    return Term(record.name, role, scale_and_mask(log_p, scale, mask), record.plates, order)
 
 
 def masks_of(fn: Any, mask: Any) -> list[tuple[Any, Any]]:
@@ -174,6 +179,8 @@ def _log_prob(
 ) -> Tensor:
     """The log-density at a value, which its estimator may have relaxed and know more of."""
     try:
+        if record.summed:
+            return unmasked(record.fn).log_prob(value)
         if estimator is None or record.observed:
             return record.fn.log_prob(value)
         if draw is not None and draw.value is value:
@@ -236,6 +243,9 @@ def _kl_value(
     if blocker is not None:
         return None, f"sampled: its prior may depend on {blocker!r}, drawn later in the guide"
     prior = model[record.name]
+    inside = sums_inside(prior)
+    if inside:
+        return None, f"sampled: its prior is a sum over {inside[0]!r} of the model"
     if prior.plates != record.plates:
         return None, "sampled: model and guide declare different plates"
     return analytic_kl(record, prior)
@@ -247,10 +257,14 @@ def _late_parent(name: str, guide: list[str], model: list[str]) -> str | None:
     return next((m for m in model[: model.index(name)] if m in later), None)
 
 
-def _checked(term: Term, layout: Layout) -> Term:
-    """The term, if every dim of size > 1 is a plate, the particles or a private axis."""
+def _checked(term: Term, layout: Layout, record: SiteRecord | None = None) -> Term:
+    """The term, if every dim of size > 1 is a plate, the particles, a private axis or summed over.
+
+    ``record`` says which dims are summed over.
+    """
     shape = term.value.shape
     declared = {dim for _, dim in term.plates}
+    declared |= set() if record is None else record.open_dims.keys()
     for place in range(len(shape)):
         dim = place - len(shape)
         if shape[place] == 1 or dim in declared:
@@ -261,8 +275,20 @@ def _checked(term: Term, layout: Layout) -> Term:
             continue
         if dim == layout.row_dim and shape[place] == layout.rows:
             continue
+        if record is not None and dim <= layout.free_dim:
+            raise ProgramError(_out_of_reach(term, shape[place], dim, record))
         raise ProgramError(_undeclared(term, shape[place], dim, layout))
     return term
+
+
+def _out_of_reach(term: Term, size: int, dim: int, record: SiteRecord) -> str:
+    reach = ", ".join(f"{own!r} at dim {at}" for at, own in record.open_dims.items()) or "none"
+    return (
+        f"site {term.name!r} of the model: its log-probability has size {size} at dim {dim}, left "
+        "of all plates, where only values of summed-out sites may lie that are in its reach "
+        f"({reach}); unsqueeze(-1) and sums over plates shift dims, keep them in place; and inside "
+        "pyro.markov a statement reaches one step back, or as many as history= says"
+    )
 
 
 def _undeclared(term: Term, size: int, dim: int, layout: Layout) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from amortized.estimators.base import Cost
-from amortized.programs.records import LatentSite, Layout, Plates, Role, Run, Term
+from amortized.programs.records import LatentSite, Plates, Role, Run, Term
 from amortized.programs.sequential import Tree
 from amortized.surrogate.costs import (
     Downstream,
@@ -24,14 +23,13 @@ from amortized.surrogate.costs import (
 from amortized.surrogate.order import downstream, folding_order, leaks_of
 from amortized.surrogate.rows import (
     cost_of_copies,
-    mean_over_rows,
     on_base,
     ordinary_rows,
     repeated,
     scores_of_relaxed_rows,
 )
-
-Weight = float | Tensor
+from amortized.surrogate.totals import total
+from amortized.surrogate.weights import EVEN, Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +37,18 @@ class Assembled:
     """The bound of a run and what each site that owes a surrogate was charged.
 
     ``bound`` is a scalar in nats whose gradient is the estimate. ``costs`` are detached, per datum
-    (subsampling divided out), and what estimators learn from.
+    (subsampling divided out), and what estimators learn from. ``parts`` is what model and guide
+    maximize, where that is not the same, detached.
     """
 
     bound: Tensor
     costs: list[tuple[LatentSite, Cost]]
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-def assemble(run: Run, kl_weight: Weight = 1.0) -> Assembled:
-    """Fold the latents of a run, last to first, into an additive bound.
-
-    Terms of latents count ``kl_weight`` times, those of observations once.
-    """
-    terms = weighed(run.terms, kl_weight)
+def assemble(run: Run, weights: Weights = EVEN) -> Assembled:
+    """Fold the latents of a run, last to first, into an additive bound."""
+    terms = weights.weighed(run.terms)
     costs: list[tuple[LatentSite, Cost]] = []
     weighted = [s for s in run.latents if s.draw.axis and not s.estimator.joint_copies]
     copies = any(s.draw.axis for s in run.latents)
@@ -90,19 +87,12 @@ def _owed(latent: LatentSite, cost: Cost, run: Run) -> tuple[list[Term], Cost]:
     return owes + scaled(latent, scores), found
 
 
-def weighed(terms: list[Term], kl_weight: Weight) -> list[Term]:
-    """The terms of latents ``kl_weight`` times, those of observations once."""
-    if not isinstance(kl_weight, Tensor) and kl_weight == 1.0:
-        return list(terms)
-    return [t if t.role == "likelihood" else replace(t, value=t.value * kl_weight) for t in terms]
-
-
-def assemble_trees(trees: list[Tree], kl_weight: Weight = 1.0) -> tuple[Assembled, Run]:
+def assemble_trees(trees: list[Tree], weights: Weights = EVEN) -> tuple[Assembled, Run]:
     """The mean over particles of sequential runs; also a run whose terms are averaged already."""
     costs: list[tuple[LatentSite, Cost]] = []
     bounds, shares = [], []
     for tree in trees:
-        terms, parts = _fold_tree(tree, costs, kl_weight)
+        terms, parts = _fold_tree(tree, costs, weights)
         bounds.append(total(terms, tree.run.layout))
         shares += [replace(t, value=t.value / len(trees)) for t in parts]
     first = trees[0]
@@ -120,13 +110,13 @@ def assemble_trees(trees: list[Tree], kl_weight: Weight = 1.0) -> tuple[Assemble
 
 
 def _fold_tree(
-    tree: Tree, costs: list[tuple[LatentSite, Cost]], kl_weight: Weight
+    tree: Tree, costs: list[tuple[LatentSite, Cost]], weights: Weights
 ) -> tuple[list[Term], list[Term]]:
     """Fold a tree from its leaves: terms with surrogates, and the detached share of each term."""
     if tree.node is None:
         detached = [replace(t, value=t.value.detach()) for t in tree.run.terms]
-        return weighed(tree.run.terms, kl_weight), detached
-    folded = [_fold_tree(branch, costs, kl_weight) for branch in tree.branches]
+        return weights.weighed(tree.run.terms), detached
+    folded = [_fold_tree(branch, costs, weights) for branch in tree.branches]
     latent = replace(
         tree.latent(tree.node.name),
         draw=tree.node.placed,
@@ -179,27 +169,3 @@ def _stack(branches: list[list[Term]], latent: LatentSite) -> list[Term]:
         value = torch.stack([row.reshape(*ones, *row.shape) for row in rows])
         merged.append(replace(some, value=value))
     return merged
-
-
-def total(terms: Iterable[Term], layout: Layout, ordinary: Sequence[int] = (0,)) -> Tensor:
-    """The sum over plates of the mean over particles, and ordinary rows, of folded terms."""
-    result: Tensor | None = None
-    for term in terms:
-        term = mean_over_rows(term, layout, ordinary)
-        summed = term.value.sum()
-        dim = layout.particle_dim
-        if layout.num_particles > 1 and term.value.dim() >= -dim and term.value.shape[dim] > 1:
-            summed = summed / layout.num_particles
-        result = summed if result is None else result + summed
-    return torch.zeros(()) if result is None else result
-
-
-def expectation(term: Term, run: Run) -> Tensor:
-    """The detached expectation of one term over copies and particles: its share of the value."""
-    value = term.value.detach()
-    for latent in reversed(run.latents):
-        # asked first: of a hundred plain sites none has a dim of its own
-        if latent.draw.axis is not None and carries(value, latent.draw.axis):
-            value = average(value, latent).detach()
-    ordinary = ordinary_rows(run.latents, run.layout)
-    return total([replace(term, value=value)], run.layout, ordinary)

@@ -25,9 +25,10 @@ from amortized.estimators.elements import finite
 from amortized.objectives.base import Objective
 from amortized.programs.divergence import is_masked
 from amortized.programs.records import LatentSite, Layout, Plates, Run, Term
-from amortized.surrogate.assemble import Assembled, Weight, weighed
+from amortized.surrogate.assemble import Assembled
 from amortized.surrogate.costs import carries, padded
 from amortized.surrogate.outer import shared_plates
+from amortized.surrogate.weights import Weight, Weights
 
 
 def assemble_bound(
@@ -160,8 +161,8 @@ class _Table:
             if s.name in run.leaves or (s.estimator.attached and s.draw.axis is not None)
         }
         self.terms = [
-            _reduced(_held(term, summed), self.shared, self.factor)
-            for term in weighed(run.terms, kl_weight)
+            reduced(_held(term, summed), self.shared, self.factor)
+            for term in Weights(kl_weight).weighed(run.terms)
         ]
         self.kl_weight = kl_weight
         self.bases: dict[str, Tensor | int] = {}
@@ -182,10 +183,11 @@ class _Table:
                 value = scale_and_mask(-run.direct[term.name], record.scale, record.mask)
                 term = replace(term, value=value)
             terms.append(term)
-        reduced = [
-            _reduced(term, self.shared, self.factor) for term in weighed(terms, self.kl_weight)
+        at_leaves = [
+            reduced(term, self.shared, self.factor)
+            for term in Weights(self.kl_weight).weighed(terms)
         ]
-        return self._added(reduced, None)[0]
+        return self._added(at_leaves, None)[0]
 
     def counted(self, latent: LatentSite) -> Tensor | float:
         """How often the site's own log q is in its log-weight: masks, scales, warm-up; detached."""
@@ -279,7 +281,7 @@ def _held(term: Term, summed: set[str]) -> Term:
     return replace(term, value=term.value.detach()) if own else term
 
 
-def _reduced(term: Term, shared: Plates, factor: Tensor | float) -> Tensor:
+def reduced(term: Term, shared: Plates, factor: Tensor | float) -> Tensor:
     """A term per element of the shared plates, without their scale; dims are kept."""
     dims = [dim for _, dim in term.plates - shared if term.value.dim() >= -dim]
     value = term.value / factor if isinstance(factor, Tensor) or factor != 1.0 else term.value

@@ -177,6 +177,14 @@ def _onto_plates(value: Tensor, plates: Plates, target: Plates) -> Tensor:
 
 def _entangled(term: Term, latent: LatentSite) -> str:
     names = sorted(name for name, _ in latent.plates - term.plates)
+    if term.sums:
+        return (
+            f"site {latent.name!r} is evaluated for all elements of plate {names[0]!r} in parallel "
+            f"by {latent.estimator!r}, but the model's sum over {_shown(term.sums)} joins them: it "
+            "would see all elements at the same copy only. Put what is summed out into the plate, "
+            "enumerate it in the guide, or use am.ScoreFunction(am.LeaveOneOut()) here, whose "
+            "copies are joint draws"
+        )
     return (
         f"site {latent.name!r} is evaluated for all elements of plate {names[0]!r} in parallel by "
         f"{latent.estimator!r}, but site {term.name!r} outside that plate comes after it and may "
@@ -184,3 +192,7 @@ def _entangled(term: Term, latent: LatentSite) -> str:
         "plate or before this one, or use am.ScoreFunction(am.LeaveOneOut()) here, whose copies "
         "are joint draws"
     )
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")

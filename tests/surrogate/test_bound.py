@@ -116,9 +116,10 @@ def test_one_recipe_for_both_sites(objective: str, estimator: str) -> None:
 
 CHEAP = [p for p in product(MAKES, MAKES) if len({*p} & {"two samples", "disarm"}) < 2]
 CHEAP = [p for p in CHEAP if p[0] != p[1] or p[0] not in ("two samples", "disarm")]
+PAIRS = [pytest.param(*p, marks=[pytest.mark.long] * ("disarm" in p)) for p in CHEAP]
 
 
-@pytest.mark.parametrize(("first", "second"), CHEAP)
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_every_ordered_pair(first: str, second: str) -> None:
     assert worst(am.IWAE(2), {"z": MAKES[first](), "y": MAKES[second]()}) < 1e-10
 

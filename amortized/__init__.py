@@ -6,6 +6,9 @@ from amortized.checks.report import Report as Report
 from amortized.compare.gradients import compare_gradients as compare_gradients
 from amortized.compare.result import GradientComparison as GradientComparison
 from amortized.compare.result import GradientRow as GradientRow
+from amortized.compare.training.result import TrainingComparison as TrainingComparison
+from amortized.compare.training.training import compare_training as compare_training
+from amortized.compare.training.trial import Trial as Trial
 from amortized.errors import AmortizedError as AmortizedError
 from amortized.errors import CheckpointError as CheckpointError
 from amortized.errors import CheckWarning as CheckWarning

@@ -1,4 +1,4 @@
-"""The command line: ``amortized fit PROGRAM.py`` and ``amortized check PROGRAM.py``."""
+"""The command line: ``amortized fit``, ``check`` and ``compare`` with a ``PROGRAM.py``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 
 from amortized.checks.check import check as check_pair
 from amortized.checks.report import CODES, Report
+from amortized.compare.training import command as comparing
 from amortized.errors import (
     AmortizedError,
     CheckpointError,
@@ -29,7 +30,8 @@ from amortized.fit.command import Request, Source, run
 from amortized.fit.data import first_batch
 from amortized.fit.files import pairs
 from amortized.fit.program_data import data_findings
-from amortized.objectives.elbo import ELBO
+from amortized.objectives.base import Objective
+from amortized.objectives.choice import objective_of
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, help="Amortized variational inference on Pyro."
@@ -50,7 +52,12 @@ _OPTIONS = (
     ("detect_anomaly", "--detect-anomaly"),
 )
 # as plain words they may mean something else
-_AMBIGUOUS = (("lr", "--lr"), ("device", "--device"), ("seed", "--seed"))
+_AMBIGUOUS = (
+    *(("lr", "--lr"), ("device", "--device"), ("seed", "--seed"), ("seeds", "--seeds")),
+    *(("workers", "--workers"), ("folder", "--folder"), ("parameters", "--parameter")),
+    *(("num_draws", "--num-draws"), ("warmup_steps", "--warmup-steps")),
+    *(("check_every", "--check-every"), ("reference", "--reference")),
+)
 # the first that fits decides
 _EXIT_CODES = (
     (DataError, 4),
@@ -71,6 +78,16 @@ _ESTIMATOR = Annotated[
 ]
 _TRACEBACK = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
 _SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
+_OBJECTIVE = Annotated[
+    str,
+    typer.Option(
+        help="elbo, iwae, renyi, reweighted_wake_sleep, tvo or forward_kl; with arguments as in "
+        "'renyi:alpha=0.5'."
+    ),
+]
+_PARTICLES = Annotated[
+    int | None, typer.Option(help="Draws from the guide a step: 1, or 5 for other bounds.")
+]
 _PROGRAM = Annotated[Path, typer.Argument(help="A file that defines program(**options).")]
 
 
@@ -114,7 +131,8 @@ def fit(
     ] = False,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
     seed: _SEED = 0,
-    num_particles: Annotated[int, typer.Option(help="Draws from the guide a step.")] = 1,
+    objective: _OBJECTIVE = "elbo",
+    num_particles: _PARTICLES = None,
     kl: Annotated[str, typer.Option(help="sample, or analytic where it is known.")] = "sample",
     kl_warmup: Annotated[
         int | None, typer.Option(help="Epochs over which the KL's weight grows from 0 to 1.")
@@ -140,7 +158,8 @@ def fit(
     traceback: _TRACEBACK = False,
 ) -> None:
     """Fit a program, print the test ELBO and the evidence bound, write figures to --out."""
-    source = _source(program, options, estimator, objective=ELBO(num_particles, _kl(kl)), seed=seed)
+    bound = objective_of(objective, num_particles, _kl(kl))
+    source = _source(program, options, estimator, objective=bound, seed=seed)
     training = {
         "max_epochs": epochs,
         "max_steps": max_steps,
@@ -175,14 +194,16 @@ def check(
     *,
     batch_size: Annotated[int, typer.Option(help="Data points of the batch to check.")] = 128,
     seed: _SEED = 0,
-    num_particles: Annotated[int, typer.Option(help="Draws from the guide a step.")] = 1,
+    objective: _OBJECTIVE = "elbo",
+    num_particles: _PARTICLES = None,
     kl: Annotated[str, typer.Option(help="sample, or analytic where it is known.")] = "sample",
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     traceback: _TRACEBACK = False,
 ) -> None:
     """Look for mistakes in a program and in its data, without training."""
-    source = _source(program, options, estimator, objective=ELBO(num_particles, _kl(kl)), seed=seed)
+    bound = objective_of(objective, num_particles, _kl(kl))
+    source = _source(program, options, estimator, objective=bound, seed=seed)
     with source.opened() as built:
         batch = first_batch(built.train, batch_size)
         report = check_pair(built.model, built.guide, batch, loss=source.loss)
@@ -193,6 +214,63 @@ def check(
     worst = report.errors or (report.warnings if strict else [])
     if worst:
         raise typer.Exit(exit_code(CODES[worst[0].code]("")))
+
+
+@app.command()
+def compare(
+    program: _PROGRAM,
+    options: _SET = None,
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option(help="A candidate: 'c=disarm', 'c=disarm, z=pathwise' or 'name: c=disarm'."),
+    ] = None,
+    *,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train each candidate; else gradients are measured.")
+    ] = False,
+    num_draws: Annotated[int, typer.Option(help="Draws of the gradient of each candidate.")] = 1000,
+    warmup_steps: Annotated[int, typer.Option(help="Draws that baselines learn from first.")] = 0,
+    reference: Annotated[str, typer.Option(help="auto, exact or long.")] = "auto",
+    parameter: Annotated[
+        list[str] | None, typer.Option(help="A parameter with rows of its own; may be a glob.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="With --train: trials of each candidate.")] = 5,
+    max_steps: Annotated[int, typer.Option(help="With --train: optimizer steps.")] = 1000,
+    check_every: Annotated[
+        int | None, typer.Option(help="With --train: steps between two checks.")
+    ] = None,
+    lr: Annotated[float, typer.Option(help="With --train: learning rate of Adam.")] = 1e-3,
+    workers: Annotated[int, typer.Option(help="With --train: trials side by side.")] = 1,
+    folder: Annotated[
+        Path | None, typer.Option(help="With --train: keep trials there, and go on from them.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Data points a batch.")] = 128,
+    objective: _OBJECTIVE = "elbo",
+    num_particles: _PARTICLES = None,
+    kl: Annotated[str, typer.Option(help="sample, or analytic where it is known.")] = "sample",
+    seed: Annotated[int, typer.Option(help="Of everything random; with --train the first.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML file.")] = None,
+    format: Annotated[str, typer.Option(help="text, markdown, latex, html, csv or json.")] = "text",
+    progress: Annotated[bool, typer.Option(help="Show a line for each trial.")] = True,
+    traceback: _TRACEBACK = False,
+) -> None:
+    """Compare estimators: bias, variance and cost of their gradients, or whole trainings."""
+    gradients = {"num_draws": num_draws, "warmup_steps": warmup_steps, "reference": reference}
+    training = {"max_steps": max_steps, "seeds": seeds, "check_every": check_every, "lr": lr}
+    training |= {"workers": workers, "folder": folder, "progress": progress}
+    bound = objective_of(objective, num_particles, _kl(kl))
+    request = comparing.Comparison(
+        source=_source(program, options, None, objective=bound, seed=seed),
+        candidates=estimator or [],
+        report=report,
+        format=format,
+        gradients={**gradients, "parameters": parameter},
+        batch_size=batch_size,
+        training=training if train else None,
+    )
+    interrupted = comparing.run(request)
+    if interrupted is not None:
+        _fail(interrupted, _INTERRUPTED)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -265,7 +343,7 @@ def _source(
     options: list[str] | None,
     estimator: list[str] | None,
     *,
-    objective: ELBO,
+    objective: Objective,
     seed: int,
 ) -> Source:
     if not 0 <= seed <= LAST_SEED:

@@ -9,8 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from amortized.breakdown import plain_text, terminal_width
+from amortized.estimators.as_data import AS_DATA
 from amortized.estimators.base import Site
-from amortized.objectives.base import Objective
+from amortized.objectives.base import Objective, Reweighted
 from amortized.programs.records import DataPlate, LatentSite, Run, SiteRecord
 from amortized.programs.study import size_of
 from amortized.surrogate.outer import shared_plates
@@ -94,12 +95,16 @@ def describe_run(
 
 def _bounded(run: Run, objective: Objective) -> str:
     """The objective, and what a bound that is no sum is taken for each of."""
-    if objective.additive:
+    if objective.additive or not (run.layout.num_particles > 1 or _weighs(objective)):
         return repr(objective)
     names = sorted(name for name, _ in shared_plates(run))
     if names:
         return f"{objective!r} for each element of {', '.join(map(repr, names))}"
     return f"{objective!r} of the whole: a latent or a term is in no plate of the others"
+
+
+def _weighs(objective: Objective) -> bool:
+    return not isinstance(objective, Reweighted) or objective.weighs_particles
 
 
 def _row(latent: LatentSite, run: Run, reasons: Mapping[str, str]) -> SiteRow:
@@ -108,7 +113,7 @@ def _row(latent: LatentSite, run: Run, reasons: Mapping[str, str]) -> SiteRow:
         site=latent.name,
         distribution=latent.draw.site.family,
         estimator=repr(latent.estimator),
-        why=reasons.get(latent.name, "fixed by the guide"),
+        why=_why(latent, reasons),
         copies=latent.draw.copies,
         plates=plates,
         kl=run.kl_notes.get(latent.name, _how(latent)),
@@ -122,18 +127,25 @@ def _summed_row(record: SiteRecord) -> SiteRow:
     return SiteRow(
         site=record.name,
         distribution=Site(record.name, record.fn).family,
-        estimator="none: summed out in the model",
-        why="infer['enumerate'] in the model",
+        estimator="summed out in the model",
+        why="marked there",
         copies=record.summed,
         plates=", ".join(record.sizes) or "-",
         kl="-",
     )
 
 
+def _why(latent: LatentSite, reasons: Mapping[str, str]) -> str:
+    as_data = repr(latent.estimator) == repr(AS_DATA)
+    return reasons.get(latent.name, "the objective" if as_data else "fixed by the guide")
+
+
 def _how(latent: LatentSite) -> str:
-    """Copies with weights of their own are summed over, others are draws."""
-    weighted = latent.draw.axis is not None and not latent.estimator.joint_copies
-    return "summed out" if weighted else "sampled"
+    """Attached weights are those of all values; others are of a part of the support."""
+    estimator = latent.estimator
+    if latent.draw.axis is None or estimator.joint_copies or estimator.base_only:
+        return "sampled"
+    return "summed out" if estimator.attached else "a weighted part of the support"
 
 
 def _evaluations(run: Run, in_model: bool) -> int:

@@ -60,7 +60,8 @@ class VariationalLoss(nn.Module, PyroELBO):
         layout: where copies of antithetic and control-variate sites lie. ``"axes"``: each site on a
             dim of its own, so copies of dependent sites multiply. ``"rows"``: on the rows of one
             dim, which add up; later sites are drawn anew on each row. ``"auto"``: axes, and rows
-            where a site would be evaluated more than 64 times a datum.
+            where a site would be evaluated more than 64 times a datum. Objectives that are no sum
+            of terms have axes only.
 
     Raises:
         UsageError: a wrong argument.
@@ -99,10 +100,15 @@ class VariationalLoss(nn.Module, PyroELBO):
                 f"objective={objective!r} needs all particles at once, and vectorize=False runs "
                 "them one by one; use am.ELBO(), or am.Fold(network) around what cannot broadcast"
             )
+        if layout == "rows" and not self.objective.additive:
+            raise UsageError(
+                f"layout='rows' under {self.objective!r}: copies lie in rows only under a sum of "
+                "terms; leave layout out, or use am.ELBO()"
+            )
         PyroELBO.__init__(
             self, num_particles=self.objective.num_particles, vectorize_particles=vectorize
         )
-        self.estimators = SiteEstimators(estimators)
+        self.estimators = SiteEstimators(estimators, weighted=not self.objective.additive)
         self.vectorize = vectorize
         self.layout: Sharing = layout
         self._runner = Runner(max_plate_nesting or 0)
@@ -198,8 +204,7 @@ class VariationalLoss(nn.Module, PyroELBO):
         if self.training and torch.is_grad_enabled():
             for latent, cost in estimate.costs:
                 latent.estimator.update(latent.draw, cost)
-            for latent in estimate.run.latents:
-                latent.estimator.advance()
+            self.estimators.advance()
             if isinstance(self.objective, ELBO) and self.objective.scheduled:
                 self.steps.add_(1)
 

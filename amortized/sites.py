@@ -19,8 +19,10 @@ from amortized.estimators.running import complete
 class SiteEstimators(nn.Module):
     """Chooses an estimator for a site when it is first met, and keeps it from then on."""
 
-    def __init__(self, given: Mapping[str, Spec] | Spec | None) -> None:
+    def __init__(self, given: Mapping[str, Spec] | Spec | None, *, weighted: bool = False) -> None:
+        """With recipes, and whether the objective weights draws by each other."""
         super().__init__()
+        self._weighted = weighted
         self.recipes = Recipes(given)
         self.in_rows = any(recipe.in_rows for recipe in self.recipes.by_pattern.values())
         """Whether any site's copies may lie in rows."""
@@ -57,6 +59,12 @@ class SiteEstimators(nn.Module):
             )
         return found
 
+    def advance(self) -> None:
+        """One training step more, for every site: a branch that was not taken ages as well."""
+        for own in self.by_site.values():
+            if isinstance(own, Estimator):
+                own.advance()
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Refuse the state of sites that this loss has not met yet."""
         start = f"{prefix}by_site."
@@ -78,6 +86,7 @@ class SiteEstimators(nn.Module):
                 f"site {site.name!r} ({choice.reason}) asks for {choice.recipe!r}: {reason}"
             )
         own = copy.deepcopy(choice.recipe).train(self.training)
+        own.bias = own.bias_of(site, weighted=self._weighted)
         like = next((p for p in parameters_of(site.law) if p.is_floating_point()), None)
         if like is not None:
             own = own.to(device=like.device, dtype=like.dtype)

@@ -28,7 +28,9 @@ LAYERS = [
     {"samples_as_data"},
     {"loss"},
     {"checks"},
-    {"fit", "compare"},
+    {"compare"},
+    {"fit"},
+    {"compare/training"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -60,8 +62,12 @@ def trees(root: Path) -> dict[Path, ast.Module]:
 
 
 def room(path: Path) -> str:
-    """The folder or top-level file of the package that a module lives in: 'fit', 'loss'."""
-    return path.parts[1].removesuffix(".py")
+    """The folder or top-level file of the package that a module lives in: 'fit', 'loss'.
+
+    A folder inside of a folder is a room of its own where it has a layer of its own.
+    """
+    inner = "/".join(path.parts[1:3])
+    return inner if any(inner in names for names in LAYERS) else path.parts[1].removesuffix(".py")
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

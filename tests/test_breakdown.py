@@ -317,3 +317,40 @@ def test_a_table_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     assert widths == [40, 72, 120]
     monkeypatch.delenv("COLUMNS")
     assert 40 <= terminal_width(120) <= 120
+
+
+def mixture(loc: float, logits: list[float]) -> Any:
+    def model() -> None:
+        c = pyro.sample("c", dist.Categorical(logits=torch.tensor(logits)), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(c + loc, 1.0), obs=torch.tensor(0.5))
+
+    return model
+
+
+PARALLEL = {"enumerate": "parallel"}
+
+
+def test_what_is_summed_out_is_shown_value_by_value_and_as_a_sum() -> None:
+    run = run_of(mixture(0.0, [0.0, 0.0]), lambda: None)
+    table = site_table(run)
+    assert [line.split()[:2] for line in table.splitlines()[2:]] == [
+        ["c", "sum"],
+        ["c", "model"],
+        ["x", "model"],
+    ]
+
+
+def test_a_value_that_is_impossible_is_no_trouble_in_a_sum() -> None:
+    assert first_non_finite(run_of(mixture(0.0, [0.0, -INF]), lambda: None)) is None
+    found = first_non_finite(run_of(mixture(NAN, [0.0, -INF]), lambda: None))
+    assert found is not None and "site 'x' of the model: a parameter of its Normal is nan" in found
+
+
+def test_a_sum_of_nothing_but_impossible_values_is_named() -> None:
+    def model() -> None:
+        c = pyro.sample("c", dist.Bernoulli(0.5), infer=PARALLEL)
+        law = dist.Uniform(c + 1.0, c + 2.0, validate_args=False)
+        pyro.sample("x", law, obs=torch.tensor(0.5))
+
+    found = first_non_finite(run_of(model, lambda: None))
+    assert found == "site 'c' of the model: the sum over its values is -inf in 1 of 1 places"

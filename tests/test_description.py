@@ -173,3 +173,38 @@ def test_a_bound_that_is_no_sum_says_what_it_is_taken_for() -> None:
         loss.describe(local, local, ())
     )
     assert "IWAE(num_particles=2) of the whole" in str(loss.describe(model, guide, ()))
+
+
+def test_a_row_for_what_the_model_sums_out() -> None:
+    def mixture() -> None:
+        with pyro.plate("data", 3):
+            c = pyro.sample("c", dist.Categorical(torch.ones(4)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(c, 1.0))
+            pyro.sample("x", dist.Normal(z + c, 1.0), obs=torch.zeros(3))
+
+    def of_z() -> None:
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+
+    found = am.VariationalLoss(am.ELBO(num_particles=2)).describe(mixture, of_z, ())
+    z, c = found.rows
+    assert z.kl == "sampled: its prior is a sum over 'c' of the model"
+    assert (c.site, c.distribution, c.copies, c.plates) == ("c", "Categorical", 4, "data")
+    assert c.estimator == "summed out in the model" and c.kl == "-"
+    assert (found.model_evaluations, found.guide_evaluations) == (8, 2)
+    assert "summed out in the model" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "how"),
+    [
+        ("enumerate", "summed out"),
+        ("sum_and_sample", "a weighted part of the support"),
+        ("unordered_set", "a weighted part of the support"),
+        ("measure_valued", "sampled"),
+        ("disarm", "sampled"),
+        ("leave_one_out", "sampled"),
+    ],
+)
+def test_only_what_sums_over_all_values_is_called_summed_out(estimator: str, how: str) -> None:
+    assert describe({"c": estimator}).rows[1].kl == how

@@ -197,3 +197,16 @@ def test_no_example_leaves_parameters_behind() -> None:
     with pytest.raises(SystemExit):
         main(["fit", str(EXAMPLES / "vae.py"), "--epochs", "1", "--set", "hidden=8"])
     assert len(pyro.get_param_store()) == 0
+
+
+def test_a_guide_learns_to_invert_a_simulator(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(EXAMPLES / "inference_compilation.py")
+    options = ["--set", "rows=1024", "--epochs", "4", "--no-progress", "--lr", "0.01"]
+    with pytest.raises(SystemExit) as found:
+        main(["fit", path, *options, "--objective", "forward_kl"])
+    printed = capsys.readouterr().out
+    assert found.value.code == 0
+    assert "none: samples are data" in printed
+    loss = float(printed.split("train_loss=")[1].split(")")[0])
+    # the entropy of the prior, 0.61 + 2.84 nats, is what a guide that sees nothing pays at best
+    assert loss < 3.2

@@ -367,3 +367,10 @@ def test_a_key_may_name_a_site_that_this_batch_observes() -> None:
     assert unlabelled == pytest.approx(0.6 * math.log(0.6 / 0.3) + 0.4 * math.log(0.4 / 0.7))
     with pytest.raises(am.EstimatorError, match=r"\['why'\] matches no latent site"):
         am.VariationalLoss(estimators={"why": "enumerate"}).loss(model, guide, torch.tensor(1.0))
+
+
+def test_rows_are_asked_for_under_a_sum_of_terms_only() -> None:
+    """Elsewhere they would be left out without a word."""
+    with pytest.raises(am.UsageError, match=r"layout='rows' under IWAE.*leave layout out"):
+        am.VariationalLoss(am.IWAE(num_particles=3), "disarm", layout="rows")
+    am.VariationalLoss(am.IWAE(num_particles=3), "disarm", layout="axes")

@@ -171,3 +171,24 @@ def test_a_support_that_moves_with_the_parameters_has_no_score(
         loss.differentiable_loss(model, guide)
     pathwise = am.VariationalLoss(estimators={"z": am.Pathwise()})
     assert pathwise.differentiable_loss(model, guide).requires_grad
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_annealing_goes_by_steps_behind_a_branch_too(vectorize: bool) -> None:
+    """`deep` is reached by one copy of `top` only, and copy by copy that is not the first."""
+
+    def model() -> None:
+        top = pyro.sample("top", dist.Bernoulli(0.5))
+        if not vectorize and top.item() == 1.0:
+            pyro.sample("deep", dist.Bernoulli(0.5))
+
+    estimators = {"top": "enumerate", "deep": am.Relaxed(1.0, end=0.1, steps=10)}
+    loss = am.VariationalLoss(estimators=estimators, vectorize=vectorize)
+    if vectorize:
+        guide = guide_of("top", "deep")
+        for _ in range(3):
+            loss.loss_and_grads(guide, guide)
+    else:
+        for _ in range(3):
+            loss.loss_and_grads(model, model)
+    assert loss.state_dict()["estimators.by_site.site:deep.taken"].item() == 3

@@ -34,33 +34,40 @@ class Sampler:
 
     Attributes:
         reason: why draws are evaluated one by one; empty: they are not.
+        recording: of one evaluation; None where there is a reason.
     """
 
     def __init__(self, gradient: Callable[[], Tensor], programs: tuple[Any, ...] = ()) -> None:
         self.gradient, self.programs = gradient, programs
         self.reason = ""
-        self._graph: Recording | None = None
+        self.recording: Recording | None = None
         self._at_once = 1
         try:
-            self._graph = self._recorded()
+            self.recording = self._recorded()
         except NotRecordedError as error:
             self.reason = str(error)
 
     def chunks(self, count: int) -> Iterator[Tensor]:
         """So many draws, in chunks of shape ``[m, P]``."""
         while count > 0:
-            if self._graph is None:
+            if self.recording is None:
                 found = torch.stack([self.gradient() for _ in range(min(_ONE_BY_ONE, count))])
             else:
-                found = self._together(self._graph, min(self._at_once, count))
+                found = self._together(self.recording, min(self._at_once, count))
             count -= len(found)
             yield found
 
     def seconds(self) -> float:
-        """The time of one evaluation by the programs."""
-        began = time.perf_counter()
-        self.gradient()
-        return time.perf_counter() - began
+        """Processor seconds of one evaluation by the programs; those of a clock on a GPU.
+
+        Other work on the machine makes an evaluation last longer, and not more expensive.
+        """
+        began, processor = time.perf_counter(), time.process_time()
+        found = self.gradient()
+        if found.is_cuda:
+            torch.cuda.synchronize(found.device)
+            return time.perf_counter() - began
+        return time.process_time() - processor
 
     def _recorded(self) -> Recording:
         before = outside_states(*self.programs)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator
 
 from amortized.compare.result import GradientRow
 
@@ -45,6 +46,7 @@ def variance_bars(rows: Sequence[GradientRow], ax: Axes | None = None) -> Axes:
             error_kw={"ecolor": "0.2", "capsize": 3, "elinewidth": 1},
         )
     ax.set_xscale("log")
+    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     highest = max((min(r.variance_interval[1], 1e3 * r.variance) for r in shown), default=10.0)
     ax.set_xlim(left, highest * 1.5)
     ax.set_ylim(-0.6, len(ordered) - 0.4)

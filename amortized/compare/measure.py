@@ -63,7 +63,7 @@ def measure(
 
 
 def seconds_a_draw(measured: Mapping[str, Measured]) -> dict[str, float]:
-    """Median times of one evaluation, taken in turns, so that a busy machine is as busy for all."""
+    """Median times of one evaluation, taken in turns, so that what varies varies for all."""
     times: dict[str, list[float]] = {name: [] for name in measured}
     with ExitStack() as stack:
         for found in measured.values():

@@ -27,7 +27,7 @@ class NotRecordedError(Exception):
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Call:
+class Call:
     """One torch call: which of its arguments are slots, and the slots that its results fill."""
 
     function: Callable[..., Any]
@@ -38,17 +38,36 @@ class _Call:
     written: list[tuple[int, int]]
     """Place among the results, and slot."""
 
+    @property
+    def single(self) -> bool:
+        """Whether it returns one tensor, and no list."""
+        returns = self._schema.returns
+        return len(returns) == 1 and isinstance(returns[0].type, torch.TensorType)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes a tensor in place."""
+        return self._schema.is_mutable
+
+    @property
+    def _schema(self) -> Any:
+        # of whatever the dispatcher was asked for, an overload
+        function: Any = self.function
+        return function._schema
+
 
 @final
 class Recording:
     """The calls of one evaluation.
 
     Attributes:
+        calls: in order.
+        result: the slot that is returned.
         elements: of all intermediate results of one run.
     """
 
-    def __init__(self, calls: list[_Call], result: int, slots: int, elements: int) -> None:
-        self._calls, self._result, self._slots = calls, result, slots
+    def __init__(self, calls: list[Call], result: int, slots: int, elements: int) -> None:
+        self.calls, self.result, self._slots = calls, result, slots
         self.elements = elements
         self._last = _last_uses(calls, result)
 
@@ -57,7 +76,7 @@ class Recording:
         values: list[Any] = [None] * self._slots
         values[0] = zero
         with torch.no_grad():
-            for call, dead in zip(self._calls, self._last, strict=True):
+            for call, dead in zip(self.calls, self._last, strict=True):
                 arguments = call.arguments.copy()
                 for place, slot in call.read:
                     arguments[place] = values[slot]
@@ -68,7 +87,7 @@ class Recording:
                 for slot in dead:
                     values[slot] = None
         # what does not vary has a row a draw, too
-        return values[self._result] + zero
+        return values[self.result] + zero
 
 
 def recorded(evaluate: Callable[[], Tensor]) -> Recording:
@@ -89,7 +108,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
         self._slots: dict[int, int] = {}
         # identities hold while the tensors live; slot 0 is the zero of a draw
         self._alive: list[Tensor | None] = [None]
@@ -143,7 +162,7 @@ class _Recorder(TorchDispatchMode):
         written = [(i, self._slot(v)) for i, v in enumerate(results) if isinstance(v, Tensor)]
         taken = {place for place, _ in read}
         kept = [None if i in taken else value for i, value in enumerate(arguments)]
-        self._calls.append(_Call(func, kept, spec, read, written))
+        self._calls.append(Call(func, kept, spec, read, written))
 
     def _slot(self, tensor: Tensor) -> int:
         if id(tensor) not in self._slots:
@@ -161,7 +180,7 @@ class _Recorder(TorchDispatchMode):
         slot = self._slots[id(written)]
         spec = tree_flatten(((None, None), {}))[1]
         add: Any = torch.ops.aten.add.Tensor
-        self._calls.append(_Call(add, [None, None], spec, [(0, slot), (1, 0)], [(0, slot)]))
+        self._calls.append(Call(add, [None, None], spec, [(0, slot), (1, 0)], [(0, slot)]))
 
 
 class _NoReads(TorchFunctionMode):
@@ -179,7 +198,7 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _last_uses(calls: list[_Call], result: int) -> list[list[int]]:
+def _last_uses(calls: list[Call], result: int) -> list[list[int]]:
     """The slots that nobody reads after each call."""
     last: dict[int, int] = {}
     for index, call in enumerate(calls):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from amortized.compare.moments import Interval
 from amortized.compare.tables import Sheet, Tabled, bytes_text
 from amortized.errors import UsageError
+
+# smaller p-values have no digits that one could trust
+_LEAST_P = 1e-99
 
 
 @final
@@ -41,7 +45,7 @@ class GradientRow:
     snr: float
     """The norm of the mean gradient over the standard deviation; infinite without a variance."""
     seconds: float
-    """Of one draw, by the programs as they are written."""
+    """Of the processor, for one draw by the programs as they are written."""
     model_evaluations: int | None
     peak_bytes: int
     """Of all tensors that one evaluation and its backward pass hold at a time, at most."""
@@ -123,7 +127,8 @@ class GradientComparison(Tabled):
 
     def sheet(self) -> Sheet:
         """The table for people."""
-        return Sheet(_HEADS, [_cells(row) for row in self.rows], ("candidate", "group", "verdict"))
+        rows = [_cells(row) for row in self.rows]
+        return Sheet(_HEADS, rows, ("candidate", "group", "verdict"), _LEGEND)
 
     def plot(self, ax: Any = None, group: str | None = None) -> Any:
         """Variances of one group with their intervals, on a log axis; the ``ax`` comes back.
@@ -172,6 +177,25 @@ _HEADS = [
     "variance x s",
 ]
 
+_LEGEND = (
+    ("group", "parameters that are measured together: the model's, the guide's, one site's alone"),
+    ("size", "numbers in the group"),
+    ("|mean|", "norm of the mean gradient of the loss (nats, summed over data)"),
+    ("|bias|", "its distance from the reference"),
+    (
+        "z, p",
+        "how rare such a distance is for an unbiased candidate, as standard deviations and as "
+        "a probability",
+    ),
+    ("verdict", "BIASED: too rare to be chance; declared: the estimator says so itself"),
+    ("variance", "trace of the covariance of one draw, with a 95 % bootstrap interval"),
+    ("SNR", "norm of the mean over the standard deviation"),
+    ("ms", "processor milliseconds of one evaluation and backward pass"),
+    ("evals", "evaluations of the model a draw and datum"),
+    ("memory", "of all tensors that one draw holds at a time, at most"),
+    ("variance x s", "variance times seconds: the smallest is the best"),
+)
+
 
 def _cells(row: GradientRow) -> list[str]:
     return [
@@ -181,9 +205,9 @@ def _cells(row: GradientRow) -> list[str]:
         f"{row.norm:.3g}",
         f"{row.bias:.2g}",
         f"{row.z:.1f}",
-        f"{row.p_value:.2g}",
+        f"{row.p_value:.2g}" if row.p_value > _LEAST_P else f"<{_LEAST_P:g}",
         row.verdict,
-        f"{row.variance:.3g} {_between(row.variance_interval)}",
+        _with_interval(row.variance, row.variance_interval),
         f"{row.snr:.3g}",
         f"{1e3 * row.seconds:.2f}",
         "-" if row.model_evaluations is None else str(row.model_evaluations),
@@ -192,8 +216,13 @@ def _cells(row: GradientRow) -> list[str]:
     ]
 
 
-def _between(interval: Interval) -> str:
-    return f"[{interval[0]:.2g}, {interval[1]:.2g}]"
+def _with_interval(value: float, interval: Interval) -> str:
+    """Three digits of each; a power of ten stands behind all of them."""
+    power = math.floor(math.log10(value)) if value > 0 and math.isfinite(value) else 0
+    power = 0 if -3 <= power < 3 else power
+    numbers = (f"{x / 10.0**power:.3g}" for x in (value, *interval))
+    mean, low, high = numbers
+    return f"{mean} [{low}, {high}]" + (f" e{power}" if power else "")
 
 
 def _record(row: GradientRow) -> dict[str, Any]:

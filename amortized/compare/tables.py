@@ -35,11 +35,12 @@ _TEX = {
 @final
 @dataclass(frozen=True)
 class Sheet:
-    """Cells as text, with the columns that are words."""
+    """Cells as text, with the columns that are words, and what the heads mean."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: Sequence[str]
+    legend: Sequence[tuple[str, str]] = ()
 
     def rich(self) -> Table:
         """With its layout, for ``rich.print``."""

@@ -27,7 +27,7 @@ class AsData(Estimator):
         return "none: samples are data"
 
 
-_AS_DATA = AsData()
+AS_DATA = AsData()
 
 
 def as_data(site: Site, infer: Mapping[str, Any]) -> Estimator:
@@ -48,7 +48,7 @@ def as_data(site: Site, infer: Mapping[str, Any]) -> Estimator:
             "teaches them nothing, and this objective takes samples as data; give the site a "
             "distribution, or use am.ELBO()"
         )
-    return _AS_DATA
+    return AS_DATA
 
 
 def _moves(law: Any) -> bool:

@@ -83,6 +83,8 @@ class Site:
     num_particles: int = 1
     particle_dim: int | None = None
     inputs: Tensor | None = None
+    reads: bool = True
+    """Whether values of tensors may be read: not while a step is captured."""
 
     @property
     def family(self) -> str:
@@ -222,7 +224,8 @@ class Estimator(nn.Module, ABC):
     kl: Literal["objective", "analytic"] = "objective"
     #: what the model must be able to do beyond a log-probability, as a noun; empty: nothing
     needs: str = ""
-    #: why the mean of the gradient is not the gradient of the objective; empty: it is
+    #: why the mean of the gradient is not the gradient of the objective; empty: it is. A loss asks
+    #: `bias_of` for each site's own copy
     bias: str = ""
 
     @abstractmethod
@@ -236,6 +239,15 @@ class Estimator(nn.Module, ABC):
     def refusal(self, site: Site) -> str | None:
         """Why the site cannot be served, as a clause without the site's name; or None."""
         return None
+
+    def bias_of(self, site: Site, *, weighted: bool = False) -> str:
+        """`bias` at a site, as a clause.
+
+        Args:
+            site: the latent.
+            weighted: the objective is no sum of terms: it weights draws by each other.
+        """
+        return self.bias
 
     def weights(self, draw: Draw) -> Tensor | None:
         """Weights of the copies, shape of ``draw.log_prob``; None means 1 / C each.
@@ -291,6 +303,15 @@ class Estimator(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Nothing to add by default."""
         return ""
+
+
+def beside_weights(estimator: Estimator) -> str | None:
+    """Why it does not serve an objective that weights draws by each other, as a clause; or None."""
+    if estimator.kl == "analytic":
+        return "takes the site's KL in closed form, and a mean of weights has no KL of one site"
+    if estimator.differentiates_cost:
+        return "differentiates the cost, which is not served under such a bound in this version"
+    return None
 
 
 _WRAPPERS = ("MaskedDistribution", "Independent", "ExpandedDistribution")

@@ -8,7 +8,7 @@ subsampling factor divided out, so that targets do not grow with N / B.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Final
 
 import torch
 from pyro.distributions.util import broadcast_shape
@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 from amortized.errors import UsageError
 from amortized.estimators.base import Cost, Draw, Site, base_of, parameters_of
 from amortized.estimators.elements import sum_elements
-from amortized.estimators.running import Running, applied
+from amortized.estimators.running import Running, applied, network_or_default
 
 
 class Baseline(nn.Module, ABC):
@@ -190,6 +190,9 @@ class NeuralBaseline(Running, Baseline):
         network: maps ``[*plates, features]`` to ``[*plates, 1]``; None builds one hidden layer.
         hidden: width of the hidden layer of the default network.
 
+    Raises:
+        UsageError: a network that is no module, a width below 1.
+
     Mnih & Gregor 2014 (1402.0030).
 
     >>> NeuralBaseline(hidden=16).label
@@ -200,9 +203,7 @@ class NeuralBaseline(Running, Baseline):
 
     def __init__(self, network: nn.Module | None = None, *, hidden: int = 64) -> None:
         super().__init__()
-        self.network = network or nn.Sequential(
-            nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1)
-        )
+        self.network = network_or_default("NeuralBaseline", network, hidden)
         self.make_running()
 
     def forward(self, draw: Draw, cost: Cost) -> Tensor:
@@ -360,8 +361,12 @@ def rebuilt(law: Distribution, batch: tuple[int, ...] = ()) -> tuple[Any, list[T
         return None
 
 
+# stands for infinity in what a network is shown; the logit of what is impossible is -infinity
+_BEYOND: Final = 100.0
+
+
 def features_of(law: Distribution) -> Tensor:
-    """The parameters of a law as one feature axis, detached: ``[*batch, features]``."""
+    """The parameters of a law as one feature axis, detached and finite: ``[*batch, features]``."""
     batch = law.batch_shape
     # an expanded law has batch dims that its base lacks, on the left
     lacking = max(0, len(batch) - len(base_of(law).batch_shape))
@@ -369,4 +374,5 @@ def features_of(law: Distribution) -> Tensor:
         value.expand((*batch, *value.shape[len(batch) - lacking :])).reshape(*batch, -1)
         for value in parameters_of(law)
     ]
-    return torch.cat(columns, -1) if columns else torch.ones(*batch, 1)
+    found = torch.cat(columns, -1) if columns else torch.ones(*batch, 1)
+    return found.nan_to_num(0.0, _BEYOND, -_BEYOND) if found.is_floating_point() else found

@@ -78,6 +78,13 @@ def _unknown(spec: object) -> str:
         close = get_close_matches(spec, NAMES, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"unknown estimator {spec!r}: expected one of {', '.join(NAMES)}{hint}"
+    if isinstance(spec, type) and issubclass(spec, Estimator):
+        return f"{spec.__name__} is a class, and an estimator is one of it: am.{spec.__name__}()"
+    if isinstance(spec, type) and issubclass(spec, Baseline):
+        return (
+            f"{spec.__name__} is the class of a baseline: the estimator with it is "
+            f"am.ScoreFunction(am.{spec.__name__}())"
+        )
     if isinstance(spec, Baseline):
         return f"{spec!r} is a baseline: the estimator with it is am.ScoreFunction(am.{spec!r})"
     return f"{spec!r} is no estimator: expected e.g. am.Pathwise() or one of {', '.join(NAMES)}"

@@ -64,11 +64,15 @@ def conditioned(site: Site, logits: Tensor, noise: Noise, *, tied: bool = False)
     return make(logits, u, None if tied else _uniform(site, logits, noise))
 
 
-def logits_by_element(law: Any) -> Tensor:
+def logits_by_element(law: Any, support: Tensor | None = None) -> Tensor:
     """Logits of a finite law, attached, over its whole batch and event.
 
     Bernoulli: ``[*batch, *elements]``; anything else: log-probabilities of the values of its
     support, ``[*batch, *elements, values]``.
+
+    Args:
+        law: Bernoulli, categorical, or one of numbers with a finite support.
+        support: the numbers, if they are known.
     """
     shape = law.batch_shape + law.event_shape[: element_dims(law)]
     if is_bernoulli(law):
@@ -77,7 +81,9 @@ def logits_by_element(law: Any) -> Tensor:
         logs = logits_of(law)
     else:
         inner = base_of(law)
-        logs = inner.log_prob(inner.enumerate_support(expand=False)).movedim(0, -1)
+        values = inner.enumerate_support(expand=False) if support is None else support
+        ones = (1,) * len(inner.batch_shape)
+        logs = inner.log_prob(values.reshape(-1, *ones)).movedim(0, -1)
     return logs.expand(*shape, logs.shape[-1])
 
 
@@ -111,7 +117,7 @@ def carried(gradient: Tensor, logits: Tensor, law: Any) -> Tensor:
 
 @final
 class _Carried(torch.autograd.Function):
-    """Zeros with a given gradient: ``logits - logits.detach()`` is NaN where a logit is infinite."""
+    """Zeros with a given gradient; ``logits - logits.detach()`` is NaN at infinite logits."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, gradient: Tensor) -> Tensor:

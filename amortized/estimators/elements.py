@@ -11,6 +11,11 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from pyro.distributions import (
+    OneHotCategoricalStraightThrough,
+    RelaxedBernoulliStraightThrough,
+    RelaxedOneHotCategoricalStraightThrough,
+)
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, OneHotCategorical
 
@@ -127,6 +132,16 @@ def held(law: Any) -> Distribution:
     kind = Bernoulli if is_bernoulli(law) else OneHotCategorical
     inner, dims = kind(logits=logits, validate_args=False), element_dims(law)
     return Independent(inner, dims, validate_args=False) if dims else inner
+
+
+def is_straight_through(law: Any) -> bool:
+    """Whether ``rsample`` rounds the value that its gradient belongs to."""
+    kinds = (
+        RelaxedBernoulliStraightThrough,
+        RelaxedOneHotCategoricalStraightThrough,
+        OneHotCategoricalStraightThrough,
+    )
+    return isinstance(base_of(law), kinds)
 
 
 def support_moves(law: Any) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Binomial
 
 from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of
 
@@ -13,7 +15,37 @@ from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of
 _MAX_SUPPORT = 4096
 
 
-class Enumerate(Estimator):
+class ListsSupport(Estimator, ABC):
+    """An estimator that lists the values of a finite support.
+
+    How many there are may stand in a tensor, a Binomial's ``total_count``, which cannot be read
+    while a step is captured. The graph then has as many as the first step, which could, and the
+    values are NaN wherever that is wrong: a loss of NaN makes a replayed step be done again.
+    """
+
+    _trials: int | None = None
+
+    def values(self, site: Site) -> Tensor:
+        """The support of one element, shape ``[S, *event of the base]``."""
+        inner = base_of(site.law)
+        if not isinstance(inner, Binomial):
+            return _element_support(site.law)
+        if site.reads or self._trials is None:
+            values = _element_support(site.law)
+            if self._trials is None:  # a changed one would make captured steps be captured again
+                self._trials = len(values) - 1
+            return values
+        like = inner.logits
+        values = torch.arange(1 + self._trials, dtype=like.dtype, device=like.device)
+        right = (inner.total_count == self._trials).all()
+        return torch.where(right, values, torch.full_like(values, torch.nan))
+
+    def support_size(self, site: Site) -> int:
+        """The number of values in the (joint) support."""
+        return len(self.values(site)) ** _elements(site.law)
+
+
+class Enumerate(ListsSupport):
     r"""The site is summed out: every value of its support, weighted by its probability.
 
     .. math:: \sum_z q_\phi(z)\, f(z) \quad\text{with the weights attached}
@@ -36,7 +68,7 @@ class Enumerate(Estimator):
 
     def copies(self, site: Site) -> int:
         """The number of values in the (joint) support."""
-        return len(_element_support(site.law)) ** _elements(site.law)
+        return self.support_size(site)
 
     def refusal(self, site: Site) -> str | None:
         """Only finite supports of a sensible size."""
@@ -53,7 +85,7 @@ class Enumerate(Estimator):
 
     def draw(self, site: Site, noise: Noise) -> Draw:
         """All values, shape ``[C, *batch, *event]``."""
-        values = support_of(site.law)
+        values = support_of(site.law, self.values(site))
         return Draw(site, values, len(values)) if len(values) > 1 else Draw(site, values[0])
 
     def weights(self, draw: Draw) -> Tensor:
@@ -61,9 +93,14 @@ class Enumerate(Estimator):
         return draw.log_prob.exp()
 
 
-def support_of(law: Any) -> Tensor:
-    """The joint support of a finite law, shape ``[C, *batch, *event]``."""
-    values, elements = _element_support(law), _elements(law)
+def support_of(law: Any, values: Tensor | None = None) -> Tensor:
+    """The joint support of a finite law, shape ``[C, *batch, *event]``.
+
+    Args:
+        law: with ``enumerate_support``.
+        values: the support of one element, if it is known.
+    """
+    values, elements = _element_support(law) if values is None else values, _elements(law)
     if elements > 1:
         index = torch.arange(len(values), device=values.device)
         values = values[torch.cartesian_prod(*([index] * elements))]

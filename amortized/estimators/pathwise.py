@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from amortized.estimators.base import Draw, Estimator, Noise, Site
+from amortized.estimators.elements import is_straight_through
 
 
 class Pathwise(Estimator):
@@ -11,7 +12,8 @@ class Pathwise(Estimator):
     .. math:: \nabla_\phi E_q f = E_\varepsilon[\partial_z f \cdot \partial_\phi z(\varepsilon)]
 
     Unbiased when the cost is differentiable in the value (a branch on the value makes it biased,
-    silently: use `ScoreFunction` there). One copy, no state, all objectives.
+    silently: use `ScoreFunction` there), except for distributions whose ``rsample`` rounds
+    (``...StraightThrough``), which tables then call biased. One copy, no state, all objectives.
 
     Refuses a distribution without ``rsample`` (`EstimatorError`, before the first step).
 
@@ -34,6 +36,10 @@ class Pathwise(Estimator):
     def refusal(self, site: Site) -> str | None:
         """Only distributions with ``rsample``."""
         return _without_rsample(site)
+
+    def bias_of(self, site: Site, *, weighted: bool = False) -> str:
+        """None, unless ``rsample`` rounds."""
+        return _rounding(site)
 
 
 class DoublyReparameterized(Estimator):
@@ -70,6 +76,18 @@ class DoublyReparameterized(Estimator):
     def refusal(self, site: Site) -> str | None:
         """Only distributions with ``rsample``."""
         return _without_rsample(site)
+
+    def bias_of(self, site: Site, *, weighted: bool = False) -> str:
+        """None, unless ``rsample`` rounds."""
+        return _rounding(site)
+
+
+def _rounding(site: Site) -> str:
+    if not is_straight_through(site.law):
+        return ""
+    return (
+        f"{site.family} rounds what it draws and gives the result the gradient of what was rounded"
+    )
 
 
 def _without_rsample(site: Site) -> str | None:

@@ -64,8 +64,8 @@ class REBAR(WithRelaxedCopies):
 
     def __init__(
         self,
-        *,
         temperature: float = 0.5,
+        *,
         scale: float = 1.0,
         learn_scale: bool = True,
         learn_temperature: bool = False,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
-from amortized.errors import UsageError
-from amortized.estimators.base import Cost, Draw, Estimator, Noise, Site, base_of
+from amortized.estimators.base import Cost, Draw, Noise, Site, base_of
 from amortized.estimators.baselines import features_of
 from amortized.estimators.conditional import (
     carried,
@@ -27,14 +26,19 @@ from amortized.estimators.elements import (
     is_bernoulli,
     is_categorical,
     is_one_hot,
+    is_straight_through,
     sum_elements,
     to_elements,
 )
+from amortized.estimators.enumeration import ListsSupport
 from amortized.estimators.rebar import REBAR, checked_temperature, zeroed
-from amortized.estimators.running import Running, applied
+from amortized.estimators.running import Running, applied, network_or_default
+
+_FAR: Final = 1e4
+"""Noise beyond this is as good as infinite."""
 
 
-class RELAX(Running, Estimator):
+class RELAX(Running, ListsSupport):
     r"""The score function with a network as control variate, trained on the gradient's variance.
 
     .. math:: \hat g = (f(b) - c(\tilde z))\, \nabla_\phi \log q_\phi(b)
@@ -68,7 +72,8 @@ class RELAX(Running, Estimator):
             eta learned; for Bernoulli and one-hot sites under a model that accepts them.
 
     Raises:
-        UsageError: a network that is no module, a temperature that is not positive.
+        UsageError: a network that is no module, a width below 1, a temperature that is not
+            positive.
 
     Grathwohl et al. 2018 (1711.00123).
 
@@ -88,14 +93,10 @@ class RELAX(Running, Estimator):
         relaxed_model: bool = False,
     ) -> None:
         super().__init__()
-        if network is not None and not isinstance(network, nn.Module):
-            raise UsageError(f"RELAX({network!r}): expected a torch.nn.Module, or None")
         self._given = {"hidden": hidden, "temperature": checked_temperature("RELAX", temperature)}
         self._given |= {"tied": tied, "relaxed_model": relaxed_model}
         self._named = None if network is None else type(network).__name__
-        self.network = network or nn.Sequential(
-            nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1)
-        )
+        self.network = network_or_default("RELAX", network, hidden)
         self.tied = tied
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self.make_running()
@@ -116,6 +117,11 @@ class RELAX(Running, Estimator):
         if family == "Delta":
             return "a Delta is deterministic and owes no gradient here; leave it to am.Pathwise()"
         if law.has_rsample:
+            if is_straight_through(law):
+                return (
+                    f"{family} rounds what it draws, and the slope of what is rounded is not that "
+                    "of the value; write the site as a Bernoulli or OneHotCategorical"
+                )
             if not base_of(law).event_shape and _Held.of(law) is not None:
                 return None
             return (
@@ -143,14 +149,16 @@ class RELAX(Running, Estimator):
             return self.rebar.draw(site, noise)
         if site.law.has_rsample:
             return _continuous(site, noise)
-        found = conditioned(site, logits_by_element(site.law), noise, tied=self.tied)
+        support = self._numbers(site)
+        logits = logits_by_element(site.law, support)
+        found = conditioned(site, logits, noise, tied=self.tied)
         memory = {
             "hard": found.hard,
             "free": found.free,
             "given": found.given,
             "turn": found.turn,
         }
-        return Draw(site, _value_of(site.law, found.hard), memory=memory)
+        return Draw(site, _value_of(site.law, found.hard, support), memory=memory)
 
     def surrogate(self, draw: Draw, cost: Cost) -> Tensor | None:
         """The gradient in the site's parameters, handed on to them; and what trains the network."""
@@ -161,7 +169,7 @@ class RELAX(Running, Estimator):
         values, slopes = self._control(draw, torch.stack(noises))
         if not torch.is_grad_enabled():
             return None
-        logits = logits_by_element(law)
+        logits = logits_by_element(law, self._numbers(draw.site))
         means = means_of(law, logits.detach())
         score = memory["hard"] - means
         pathwise = in_logits(law, slopes[0] - memory["turn"] * slopes[-1], means)
@@ -171,6 +179,12 @@ class RELAX(Running, Estimator):
             control = control + self.rebar.scale * self.rebar.parts(draw, cost)[1]
         gradient = plain - finite(control)
         return carried(gradient, logits, law) - zeroed(sum_event(gradient**2, law))
+
+    def _numbers(self, site: Site) -> Tensor | None:
+        """The support, where values are numbers; None where they are bits, indices or one-hot."""
+        if is_bernoulli(site.law) or is_categorical(site.law):
+            return None
+        return self.values(site)
 
     def _continuous(self, draw: Draw, cost: Cost) -> Tensor | None:
         """LAX."""
@@ -208,7 +222,8 @@ class RELAX(Running, Estimator):
     def _relaxed(self, law: Any, noise: Tensor) -> Tensor:
         if law.has_rsample:
             return noise
-        cold = noise / self.log_temperature.to(noise).exp()
+        # an impossible category has noise -infinity, and 0 * inf would be the temperature's slope
+        cold = noise.clamp(-_FAR, _FAR) / self.log_temperature.to(noise).exp()
         return cold.sigmoid() if is_bernoulli(law) else cold.softmax(-1)
 
     def update(self, draw: Draw, cost: Cost) -> None:
@@ -292,11 +307,9 @@ def _is_finite(law: Any) -> bool:
     return True
 
 
-def _value_of(law: Any, hard: Tensor) -> Tensor:
+def _value_of(law: Any, hard: Tensor, support: Tensor | None) -> Tensor:
     """The value that a hard choice stands for."""
     if is_bernoulli(law) or is_one_hot(law):
         return hard
     index = hard.argmax(-1)
-    if is_categorical(law):
-        return index
-    return base_of(law).enumerate_support(expand=False).reshape(-1)[index]
+    return index if support is None else support[index]

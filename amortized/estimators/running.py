@@ -10,6 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from amortized.errors import UsageError
+
 _SLOWEST: Final = 0.1
 """The part of a running moment that a step replaces, once there were ten steps."""
 
@@ -65,6 +67,21 @@ def complete(state: MutableMapping[str, Any]) -> None:
         relax = re.fullmatch(r"(.*by_site\..*\.)log_temperature", name)
         if relax is not None and f"{relax[1]}square" in state:
             state.setdefault(f"{relax[1]}rate", state[name].new_full((), _SLOWEST))
+
+
+def network_or_default(name: str, network: nn.Module | None, hidden: int) -> nn.Module:
+    """The network that was given, or one with a hidden layer.
+
+    Raises:
+        UsageError: no module, or no width.
+    """
+    if network is not None and not isinstance(network, nn.Module):
+        raise UsageError(f"{name}({network!r}): expected a torch.nn.Module, or None")
+    if type(hidden) is not int or hidden < 1:
+        raise UsageError(f"{name}(hidden={hidden!r}): expected an int, at least 1")
+    if network is not None:
+        return network
+    return nn.Sequential(nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
 
 
 def applied(network: nn.Module, features: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ from amortized.estimators.relaxed import perturbed, positive, soften, unrelaxabl
 Kind = Literal["plain", "gumbel", "reinmax"]
 
 _BIAS: dict[str, str] = {
-    "plain": "the value gets the gradient of its mean: exact only where the cost is multilinear in "
-    "the bits (linear in a one-hot vector)",
-    "gumbel": "the value gets the gradient of a relaxed one: exact only where the cost does not "
-    "depend on it",
-    "reinmax": "the cost's change from value to value is taken by the trapezoid rule: exact only "
-    "where the cost is quadratic in each element's value",
+    "plain": "the value gets the gradient of its mean: exact only where what is maximized is "
+    "multilinear in the bits (linear in a one-hot vector)",
+    "gumbel": "the value gets the gradient of a relaxed one: exact only where what is maximized "
+    "does not depend on it",
+    "reinmax": "what a change of the value is worth is taken by the trapezoid rule: exact only "
+    "where what is maximized is quadratic in each element's value",
 }
 
 
@@ -44,8 +44,9 @@ class StraightThrough(Estimator):
     model only needs to be differentiable at hard values. Low bias is not low variance: ReinMax can
     vary more than a score function with a baseline.
 
-    Own log q: phi is frozen inside (its direct gradient has mean zero), the way through the value
-    stays. log p and log q are the linear functions through the discrete log-probabilities.
+    Own log q: phi is frozen inside (its direct gradient has mean zero, except under bounds that
+    weight draws by each other: a second bias there), the way through the value stays. log p and log
+    q are the linear functions through the discrete log-probabilities.
 
     Bernoulli and OneHotCategorical, ``to_event`` included. One copy, no surrogate, no state. Value:
     shape ``[*batch, *event]``.
@@ -86,6 +87,12 @@ class StraightThrough(Estimator):
     def refusal(self, site: Site) -> str | None:
         """Only bits and one-hot vectors: an integer carries no gradient."""
         return unrelaxable(site)
+
+    def bias_of(self, site: Site, *, weighted: bool = False) -> str:
+        """Beside weights the gradient that is held back has no mean of zero."""
+        if not weighted:
+            return self.bias
+        return f"{self.bias}; beside weights, the direct gradient of log q is missing as well"
 
     def draw(self, site: Site, noise: Noise) -> Draw:
         """A draw of the law, with something smooth, of value zero, added."""

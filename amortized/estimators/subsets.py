@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from amortized.errors import UsageError
-from amortized.estimators.base import Cost, Draw, Estimator, Noise, Site
-from amortized.estimators.enumeration import Enumerate, support_of
+from amortized.estimators.base import Cost, Draw, Noise, Site
+from amortized.estimators.enumeration import Enumerate, ListsSupport, support_of
 
 # 2 ** 10 subsets are weighed for each element of a plate
 _MAX_SIZE: Final = 10
 
 
-class _Subset(Estimator):
+class _Subset(ListsSupport):
     r"""Different values with weights: what `SumAndSample` and `UnorderedSet` have in common.
 
     .. math:: \hat g = \sum_a w_a\, \nabla \log q(a) \Big[f(a) - \sum_c v_{ac}\, f(c)\Big]
@@ -62,7 +62,7 @@ class _Subset(Estimator):
         """Different values, shape ``[C, *batch, *event]``."""
         law = site.law
         with torch.no_grad():
-            values = support_of(law)
+            values = support_of(law, self.values(site))
             log_q = law.log_prob(values)
             log_q = log_q - log_q.logsumexp(0)
             index, weights, others = self.pick(site, noise, log_q)
@@ -141,7 +141,7 @@ class SumAndSample(_Subset):
 
     def copies(self, site: Site) -> int:
         """S and one more, or the whole support."""
-        return min(self.size + 1, Enumerate().copies(site))
+        return min(self.size + 1, self.support_size(site))
 
     def pick(self, site: Site, noise: Noise, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """S by probability, largest first; then a value outside."""
@@ -196,7 +196,7 @@ class UnorderedSet(_Subset):
 
     def copies(self, site: Site) -> int:
         """The size, or the whole support."""
-        return min(self.size, Enumerate().copies(site))
+        return min(self.size, self.support_size(site))
 
     def pick(self, site: Site, noise: Noise, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One value after the other, each from what is left."""

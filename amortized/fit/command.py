@@ -33,7 +33,7 @@ from amortized.fit.program_data import refuse_culprit, refuse_image_shape, refus
 from amortized.fit.rng import seeded
 from amortized.fit.svi import SVI
 from amortized.loss import VariationalLoss
-from amortized.objectives.elbo import ELBO
+from amortized.objectives.base import Objective
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Source:
     path: Path
     options: dict[str, str]
     estimators: dict[str, str]
-    objective: ELBO
+    objective: Objective
     batch_size: int | None
     seed: int
 

@@ -45,13 +45,8 @@ def located(
             error.args = (f"{place()}: {error.args[0]}", *error.args[1:])
         raise
     except RuntimeError as error:
-        advice = backward_advice(error)
-        if advice is None:
-            raise
-        raise ProgramError(
-            f"{place()}: torch cannot take the gradient of the loss: {first_words(error)}; "
-            f"expected programs whose results can be differentiated; {advice}"
-        ) from error
+        _refuse_gradient(place(), error)
+        raise
 
 
 @contextmanager
@@ -71,15 +66,33 @@ def blamed_on(batches: Batches, stepper: Stepper) -> Iterator[None]:
         raise DataError(f"test: {found}") from error
 
 
-def refuse_data(stepper: Stepper, batch: Any, error: AmortizedError) -> None:
-    """Looks for what a lone step was refused for.
+@contextmanager
+def blamed_on_batch(batch: Any, stepper: Stepper) -> Iterator[None]:
+    """While a lone step is taken: what it is refused for is looked for in its batch.
 
     Raises:
         DataError: naming the rows, if values that the model observes are at fault.
+        ProgramError: instead of what torch says of a gradient that the programs made impossible.
     """
-    found = data_culprit(stepper, batch, error)
-    if found is not None:
-        raise found from error
+    try:
+        yield
+    except AmortizedError as error:
+        found = data_culprit(stepper, batch, error)
+        if found is not None:
+            raise found from error
+        raise
+    except RuntimeError as error:
+        _refuse_gradient(f"step {stepper.steps + 1}", error)
+        raise
+
+
+def _refuse_gradient(place: str, error: RuntimeError) -> None:
+    advice = backward_advice(error)
+    if advice is not None:
+        raise ProgramError(
+            f"{place}: torch cannot take the gradient of the loss: {first_words(error)}; "
+            f"expected programs whose results can be differentiated; {advice}"
+        ) from error
 
 
 def data_culprit(

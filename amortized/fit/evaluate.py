@@ -1,9 +1,8 @@
-"""Held-out numbers in bounded memory: the bound, its two terms, and the evidence."""
+"""Held-out numbers in bounded memory: bounds, the ELBO's two terms, effective sample sizes."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, final
 
 import torch
@@ -11,8 +10,10 @@ from torch import Tensor
 
 from amortized.errors import ProgramError, UsageError
 from amortized.estimate import LogWeights
+from amortized.fit.arguments import refuse_no_count
 from amortized.fit.data import Batches, batch_length
 from amortized.fit.memory import Footprint, Parts, free_bytes, is_out_of_memory, recover, split
+from amortized.fit.particles import Particles
 from amortized.fit.rng import side_stream, torch_state
 from amortized.fit.step import Stepper
 from amortized.fit.terms import Averager, Terms
@@ -21,30 +22,6 @@ from amortized.programs.records import DataPlate
 
 # Rows that a network takes at once without a sweat, and that keep a processor busy.
 _ROWS: Final = 128
-
-
-@final
-class _Particles:
-    """Running sums over the particles of one batch, shape ``[B]``, in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.log_sum = torch.tensor(-math.inf, dtype=torch.float64)
-        self.log_weight = torch.tensor(0.0, dtype=torch.float64)
-        self.likelihood = torch.tensor(0.0, dtype=torch.float64)
-
-    def add(self, chunk: LogWeights) -> None:
-        """Takes in the log-weights of ``[k, B]`` more draws."""
-        log_weight = (chunk.log_joint - chunk.log_guide).detach().cpu().double()
-        self.count += len(log_weight)
-        self.log_sum = torch.logaddexp(self.log_sum, log_weight.logsumexp(0))
-        self.log_weight = self.log_weight + log_weight.sum(0)
-        self.likelihood = self.likelihood + chunk.log_likelihood.detach().cpu().double().sum(0)
-
-    def means(self) -> Tensor:
-        """Bound, reconstruction and evidence of each data point, ``[3, B]``."""
-        evidence = self.log_sum - math.log(self.count)
-        return torch.stack([self.log_weight / self.count, self.likelihood / self.count, evidence])
 
 
 @final
@@ -60,11 +37,18 @@ class Evaluation:
     """
 
     def __init__(
-        self, stepper: Stepper, data: DataPlate, *, num_particles: int, max_rows: int
+        self,
+        stepper: Stepper,
+        data: DataPlate,
+        *,
+        num_particles: int | Sequence[int],
+        max_rows: int,
     ) -> None:
-        rows_at_once(num_particles, max_rows)  # refuses what is out of range
+        self.sizes = sizes_of(num_particles)
+        self.num_particles, self.max_rows = max(self.sizes), max_rows
+        rows_at_once(self.num_particles, max_rows)  # refuses what is out of range
         self.stepper, self.data = stepper, data
-        self.num_particles, self.max_rows = num_particles, max_rows
+        self._several = not isinstance(num_particles, int)
         self._one_by_one = not stepper.loss.vectorize
         self._averager = Averager()
         self._is_evidence = True
@@ -82,10 +66,16 @@ class Evaluation:
         about = {"num_particles": self.num_particles, "per_datum": True}
         found = self._all_per_datum(batches)
         if found is not None:
-            elbo, reconstruction, evidence = found
+            elbo, reconstruction, effective, *bounds = found
             kl = reconstruction - elbo
             terms = {"elbo": elbo, "reconstruction": reconstruction, "kl": kl}
-            return {**terms, **({"log_evidence": evidence} if self._is_evidence else {}), **about}
+            if self._is_evidence:
+                terms["log_evidence"] = bounds[-1]
+                if self._several:
+                    named = zip(self.sizes, bounds, strict=True)
+                    terms |= {f"log_evidence/{size}": bound for size, bound in named}
+                terms["ess"] = effective
+            return {**terms, **about}
         for batch in batches.epoch():
             self._prepare(batch)
             self._average(batch)
@@ -121,8 +111,8 @@ class Evaluation:
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def _all_per_datum(self, batches: Batches) -> list[float] | None:
-        """Means over the data of `_Particles.means`; None if one batch has no such numbers."""
-        sums, size = torch.zeros(3, dtype=torch.float64), 0
+        """Means over the data of `Particles.means`; None if one batch has no such numbers."""
+        sums, size = torch.zeros(3 + len(self.sizes), dtype=torch.float64), 0
         for batch in batches.epoch():
             self._prepare(batch)
             for means, _ in self._parts.of(batch, self._per_datum):
@@ -133,8 +123,8 @@ class Evaluation:
         return (sums / size).tolist() if size else None
 
     def _per_datum(self, batch: Any) -> Tensor | None:
-        """``[3, B]`` of `_Particles.means`; None where a data point has no evidence of its own."""
-        particles = _Particles()
+        """`Particles.means`, ``[*, B]``; None where a data point has no evidence of its own."""
+        particles = Particles(self.sizes)
         with self.stepper.evaluating():
             while particles.count < self.num_particles:
                 chunk = self._chunk(batch, self.num_particles - particles.count)
@@ -170,6 +160,23 @@ class Evaluation:
 
     def _terms(self, batch: Any) -> Terms:
         return Terms.of(self.stepper.evaluated(batch, self.data))
+
+
+def sizes_of(num_particles: int | Sequence[int]) -> list[int]:
+    """Every K of a bound that is asked for, rising.
+
+    Raises:
+        UsageError: no counts.
+
+    >>> sizes_of(5), sizes_of([50, 1, 5])
+    ([5], [1, 5, 50])
+    """
+    asked = list(num_particles) if isinstance(num_particles, Sequence) else [num_particles]
+    if not asked:
+        raise UsageError("num_particles=[]: expected a number of particles, or several")
+    for size in asked:
+        refuse_no_count("num_particles", size)
+    return sorted({int(size) for size in asked})
 
 
 def rows_at_once(num_particles: int, max_rows: int) -> int:

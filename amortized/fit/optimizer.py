@@ -70,7 +70,7 @@ class GroupedOptimizer:
             leaf.grad = None
 
     def clip(self, largest: float | None, total: Tensor) -> float:
-        """Scales gradients to a norm of ``largest`` at most; returns that of model and guide before.
+        """Scales gradients to a norm of ``largest`` at most; returns that of model and guide.
 
         What estimators learn by, such as the variance of a gradient, is on a scale of its own and
         would decide how far the programs move: its norm is taken apart.

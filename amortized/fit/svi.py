@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from amortized.checks.check import refuse_no_program
 from amortized.description import Description
-from amortized.errors import AmortizedError, UsageError
+from amortized.errors import UsageError
 from amortized.fit import checkpoint
 from amortized.fit.arguments import known_names, path_of, refuse_no_count, refuse_no_seed
 from amortized.fit.callbacks import Callback, FitState
 from amortized.fit.checkpoint import Checkpoint
 from amortized.fit.compiled.steps import COMPILE, Compile
-from amortized.fit.culprits import blamed_on, refuse_data
+from amortized.fit.culprits import blamed_on, blamed_on_batch
 from amortized.fit.data import as_batches
 from amortized.fit.device import device_of
-from amortized.fit.evaluate import Evaluation, rows_at_once
+from amortized.fit.evaluate import Evaluation, rows_at_once, sizes_of
 from amortized.fit.history import History
 from amortized.fit.loggers import Logger
 from amortized.fit.loop import Loop
@@ -170,11 +170,8 @@ class SVI:
             DataError: the batch holds values that the likelihood excludes, by row.
             NonFiniteError: the loss is NaN or infinite; the parameters stay as they were.
         """
-        try:
+        with blamed_on_batch(batch, self._stepper):
             return self._stepper.step(batch, self._data)
-        except AmortizedError as error:
-            refuse_data(self._stepper, batch, error)
-            raise
 
     @known_names
     def fit(
@@ -350,7 +347,7 @@ class SVI:
     def evaluate(
         self,
         test: Any,
-        num_particles: int = 100,
+        num_particles: int | Sequence[int] = 100,
         *,
         batch_size: int | None = None,
         seed: int | None = None,
@@ -360,13 +357,14 @@ class SVI:
 
         ``elbo = reconstruction - kl`` are means over plain draws from the guide, in eval mode.
         ``log_evidence`` is the importance-weighted bound ``E log 1/K sum_k p(x, z_k) / q(z_k|x)``:
-        it is at least the ELBO, and tends to ``log p(x)`` as K grows. It is absent with global
-        latents or without a data plate, where a data point has no evidence of its own. Global
-        latents are charged once over the training data, as in `fit`.
+        it is at least the ELBO, and tends to ``log p(x)`` as K grows. ``ess`` is the effective
+        sample size ``(sum w)^2 / sum w^2`` of these K draws, between 1 and K. Both are absent with
+        global latents or without a data plate, where a data point has no evidence of its own.
+        Global latents are charged once over the training data, as in `fit`.
 
         Args:
             test: data as for `fit`.
-            num_particles: K, draws for each data point.
+            num_particles: K, draws for each data point; or several K, each in groups of the draws.
             batch_size: data points at a time; None: 128, or more where the particles are few. Not
                 for a DataLoader.
             seed: for the noise of this call; the global generators are restored after.
@@ -374,17 +372,17 @@ class SVI:
                 memory that is free, fewer are taken, with other noise of the same law.
 
         Returns:
-            ``elbo``, ``reconstruction``, ``kl``, ``log_evidence`` where there is one,
-            ``num_particles``, and ``per_datum`` (False: the numbers are totals).
+            ``elbo``, ``reconstruction``, ``kl``; ``log_evidence``, ``ess`` and ``num_particles`` of
+            the largest K, ``log_evidence/K`` of each of several; ``per_datum`` (False: totals).
 
         Raises:
             UsageError: unfit data or options.
             DataError: the model observes values that its likelihood excludes, by row.
         """
-        refuse_no_count("num_particles", num_particles)
+        most = max(sizes_of(num_particles))
         refuse_no_count("max_rows", max_rows)
         refuse_no_seed(seed)
-        rows = rows_at_once(num_particles, max_rows) if batch_size is None else batch_size
+        rows = rows_at_once(most, max_rows) if batch_size is None else batch_size
         batches = as_batches(test, rows)
         size = batches.size if self._data.size is None else self._data.size
         data = DataPlate(self._data.name, size)

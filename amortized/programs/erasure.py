@@ -87,18 +87,23 @@ def _refuse_erased_sums(
         alone = replace(context, pinned=pinned)
         runs = [_run(model, guide, args, kwargs, alone, seed) for seed in (0, 1)]
         first, second = map(_densities, runs)
-        for term in all_values.factors:
-            name, open_dims = term.name, all_values.model[term.name].open_dims
-            summed = sorted({own for own in open_dims.values() if own != name} or {name})
-            axis = f"the values of the summed-out sites {', '.join(map(repr, summed[:6]))}"
+        for name, one in joint.items():
+            open_dims = all_values.model[name].open_dims
+            if not open_dims:
+                continue
+            axis = _values_of(sorted({*open_dims.values()} - {name} or {name}))
             if name not in first or name not in second:
                 raise ProgramError(_structure((name, True), axis))
-            one = joint[name]
             for dim, own in open_dims.items():
                 if one.dim() >= -dim and one.shape[dim] > 1:
                     one = one.narrow(dim, pinned[own], 1)
             if torch.equal(first[name], second[name]) and not _close(one, first[name], rounding):
-                raise ProgramError(_mixed((name, True), axis))
+                raise ProgramError(_mixed_values(name, axis))
+
+
+def _values_of(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
+    return f"the values of the summed-out sites {shown}"
 
 
 def _pins(run: Run) -> Iterator[dict[str, int]]:
@@ -192,6 +197,15 @@ def _mixed(key: Key, axis_name: str) -> str:
         "max()), flatten, a positive dim, or batch norm in training mode erases the extra left "
         "dims; reduce over negative dims, wrap the network in am.Fold(network), or evaluate copy "
         "by copy with VariationalLoss(..., vectorize=False)"
+    )
+
+
+def _mixed_values(name: str, axis_name: str) -> str:
+    return (
+        f"site {name!r} of the model mixes {axis_name}: evaluated alone, one value gives another "
+        "log-probability. A reduction over all dims (mean(), sum(), max()), flatten, a positive "
+        "dim, or batch norm in training mode erases the extra left dims; reduce over negative "
+        "dims, wrap the network in am.Fold(network), or sample the site in the guide"
     )
 
 

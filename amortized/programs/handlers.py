@@ -16,7 +16,13 @@ from amortized.estimators.pathwise import Pathwise
 from amortized.estimators.score_function import ScoreFunction
 from amortized.programs import rows
 from amortized.programs.indices import all_indices
-from amortized.programs.placement import evaluations, per_particle, place, unmasked
+from amortized.programs.placement import (
+    evaluations,
+    per_particle,
+    place,
+    refuse_too_many,
+    unmasked,
+)
 from amortized.programs.records import DataPlate, Layout, Sharing, SiteRecord, Span
 
 # copies of dependent sites multiply: beyond this, those that may lie in rows do
@@ -52,6 +58,10 @@ class Again(Estimator):
     def log_q(self, draw: Draw) -> Tensor:
         """The same of the guide's law."""
         return self.density(draw.site.law, draw.value)
+
+    def __repr__(self) -> str:
+        """As the estimator that drew the value."""
+        return repr(self._drawn_by[0])
 
 
 @dataclass(eq=False, slots=True)
@@ -150,7 +160,8 @@ class GuideHandler(Messenger):
         infer: Mapping[str, Any] = msg["infer"] or {}
         several = layout.num_particles > 1
         dim = layout.particle_dim if several else None
-        site = Site(name, law, layout.num_particles, dim, infer.get("baseline_input"))
+        inputs = infer.get("baseline_input")
+        site = Site(name, law, layout.num_particles, dim, inputs, context.reads)
         estimator = _PLAIN if context.choose is None else context.choose(site, infer)
         if several and estimator.per_particle:
             site = replace(site, law=per_particle(law, layout))
@@ -159,21 +170,23 @@ class GuideHandler(Messenger):
             return _as_it_is(Draw(site, draw_from(site.law, site=name)), estimator)
         if context.script is not None:
             return _as_it_is(context.script(site, estimator, context.noise), estimator)
+        copies = estimator.copies(site)
+        refuse_too_many(site, copies, layout, in_rows=self._in_rows(site, copies, estimator))
         draw = estimator.draw(site, context.noise)
         wide = self._open(msg, estimator)
-        if draw.copies > 1 and self._in_rows(draw, estimator):
+        if draw.copies > 1 and self._in_rows(site, draw.copies, estimator):
             placed, value, span = rows.lay_out(draw, layout, wide)
             return _Drawn(placed, estimator, value, span)
         if draw.copies > 1:
             draw = place(draw, layout, wide)
         return _as_it_is(rows.shared_draw(draw, layout), estimator)
 
-    def _in_rows(self, draw: Draw, estimator: Estimator) -> bool:
+    def _in_rows(self, site: Site, copies: int, estimator: Estimator) -> bool:
         """Whether the copies of a site go to the rows of the shared dim."""
         layout, sharing = self.context.layout, self.context.sharing
-        if sharing == "axes" or not rows.serves(estimator):
+        if copies == 1 or sharing == "axes" or not rows.serves(estimator):
             return False
-        many = evaluations(draw, layout) > _ROWS_BEYOND
+        many = evaluations(site, copies, layout) > _ROWS_BEYOND
         return sharing == "rows" or layout.rows > 1 or many
 
     def _open(self, msg: Any, estimator: Estimator) -> dict[int, int]:

@@ -11,11 +11,12 @@ import pyro.distributions as dist
 from pyro.distributions.util import broadcast_shape
 
 from amortized.errors import EstimatorError
-from amortized.estimators.base import Draw, base_of
+from amortized.estimators.base import Draw, Site, base_of
 from amortized.programs.records import Layout
 
-# copies of dependent sites multiply: beyond this, one step would rather exhaust the memory
+# copies of dependent sites multiply: beyond these, one step would rather exhaust the memory
 _MAX_EVALUATIONS = 16384
+_MAX_NUMBERS = 2**27
 
 
 def per_particle(law: Any, layout: Layout) -> Any:
@@ -38,22 +39,55 @@ def place(draw: Draw, layout: Layout, wide: Mapping[int, int] | None = None) -> 
     Raises:
         EstimatorError: copies of dependent sites would be too many.
     """
-    count = evaluations(draw, layout)
-    if count > _MAX_EVALUATIONS:
-        raise EstimatorError(
-            f"site {draw.site.name!r}: with the copies of the sites before it, one step would "
-            f"evaluate it {count} times a datum (at most {_MAX_EVALUATIONS}); copies of "
-            "dependent sites multiply: use am.ScoreFunction(am.LeaveOneOut()) over particles, "
-            "am.ELBO(num_particles=...), for most of them, or am.DisARM() with "
-            "VariationalLoss(..., layout='rows')"
-        )
+    refuse_too_many(draw.site, draw.copies, layout)
     return place_at(draw, layout.allocate(draw.site.name), wide or {})
 
 
-def evaluations(draw: Draw, layout: Layout) -> int:
+def evaluations(site: Site, copies: int, layout: Layout) -> int:
     """How many values a datum a site has on a private dim of its own."""
-    left = len(draw.site.law.batch_shape) - layout.nesting
-    return draw.copies * math.prod(draw.site.law.batch_shape[: max(0, left)])
+    left = len(site.law.batch_shape) - layout.nesting
+    return copies * math.prod(site.law.batch_shape[: max(0, left)])
+
+
+def refuse_too_many(site: Site, copies: int, layout: Layout, *, in_rows: bool = False) -> None:
+    """Raise for a site with more values than memory is likely to hold: before they are drawn.
+
+    A site on one copy counts too, where it is drawn anew for the copies of others.
+
+    Raises:
+        EstimatorError: too many values a datum, or numbers in all, and what to do.
+    """
+    if copies == 1 and layout.rows == 1 and not layout.axes:
+        return
+    law = site.law
+    numbers = copies * law.batch_shape.numel() * law.event_shape.numel()
+    count = max(layout.rows, layout.used + copies - 1)
+    if not in_rows:
+        count = evaluations(site, copies, layout)
+    if count > _MAX_EVALUATIONS or numbers > _MAX_NUMBERS:
+        raise EstimatorError(_too_many(site, copies, count, numbers))
+
+
+def _too_many(site: Site, copies: int, count: int, numbers: int) -> str:
+    own = copies * site.law.event_shape.numel()
+    if copies > _MAX_EVALUATIONS or own > _MAX_NUMBERS:
+        shown = f"site {site.name!r}: its estimator takes {copies} copies, so that one step would "
+        advice = (
+            f"the number of copies is that of {site.family} under this estimator: use one whose "
+            "copies do not grow with the event, am.ScoreFunction(am.LeaveOneOut()), or "
+            "am.Pathwise() where it has rsample"
+        )
+    else:
+        shown = f"site {site.name!r}: with the copies of the sites before it, one step would "
+        advice = (
+            "copies of dependent sites multiply: use am.ScoreFunction(am.LeaveOneOut()) over "
+            "particles, am.ELBO(num_particles=...), for most of them, or am.DisARM() with "
+            "VariationalLoss(..., layout='rows'), or smaller batches"
+        )
+    return (
+        f"{shown}evaluate it {count} times a datum, {numbers} numbers in all (at most "
+        f"{_MAX_EVALUATIONS} and {_MAX_NUMBERS}); {advice}"
+    )
 
 
 def place_at(draw: Draw, axis: int, wide: Mapping[int, int]) -> Draw:

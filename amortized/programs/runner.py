@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from amortized.estimators.as_data import AS_DATA
 from amortized.estimators.base import Estimator, Noise, Site
 from amortized.programs.batches import signature_of
 from amortized.programs.erasure import refuse_erased_axes
@@ -207,7 +208,10 @@ class Runner:
             if not stored:
                 return simulated_run(model, guide, args, kwargs, context, observed, compare=compare)
             values = stored_values(guide, model, args, kwargs, study.sites)
-            return run_pair(model, guide, args, kwargs, replace(context, fixed=values))
+            held = dict.fromkeys(values, AS_DATA)
+            return run_pair(
+                model, guide, args, kwargs, replace(context, fixed=values, drawn_by=held)
+            )
 
         run, study.nesting = with_room(study.nesting, attempt)
         return run, plate

@@ -13,6 +13,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
 from amortized.errors import ProgramError, UsageError
+from amortized.estimators.as_data import AS_DATA
 from amortized.estimators.base import base_of
 from amortized.programs.handlers import (
     Context,
@@ -63,7 +64,8 @@ def simulated_run(
     again = _with_arguments(guide, model, args, kwargs, found)
     if compare and not callable(observed):
         _refuse_changed(drawn.originals, (args, kwargs), _names(guide, model), observed or {})
-    fixed = replace(context, fixed={**drawn.subsamples, **latents})
+    held = dict.fromkeys(latents, AS_DATA)
+    fixed = replace(context, fixed={**drawn.subsamples, **latents}, drawn_by=held)
     charged = execute(guide, *again, GuideHandler(fixed), fixed)
     return charged_run(charged, drawn.records, drawn.subsamples, fixed)
 

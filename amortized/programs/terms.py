@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import TransformedDistribution, constraints
 
 from amortized.errors import EstimatorError, ProgramError
 from amortized.estimators.base import Draw, Estimator, base_of, wrappers_of
@@ -139,7 +139,7 @@ def log_q_of(record: SiteRecord) -> Tensor:
             )
         return _log_prob(record, record.value, estimator)
     if record.span is None:
-        log_q = estimator.log_q(draw)
+        log_q = _own_log_q(record, estimator, draw)
     else:
         law = draw.site.law
         record.hard_log_q, log_q = hard_log_q(law, record.value, draw, record.span)
@@ -147,6 +147,28 @@ def log_q_of(record: SiteRecord) -> Tensor:
     for mask in masks:
         log_q = scale_and_mask(log_q, 1.0, mask)
     return log_q
+
+
+def _own_log_q(record: SiteRecord, estimator: Estimator, draw: Draw) -> Tensor:
+    try:
+        return estimator.log_q(draw)
+    except (KeyError, NotImplementedError) as error:
+        _refuse_without_inverse(record, error)
+        raise
+
+
+def _refuse_without_inverse(record: SiteRecord, error: Exception) -> None:
+    """Some transforms know the inverse of nothing but the value that they have just made."""
+    law = base_of(record.fn)
+    if isinstance(law, TransformedDistribution):
+        names = ", ".join(type(transform).__name__ for transform in law.transforms)
+        reason = " ".join(str(error).split()).strip("\"'")
+        raise EstimatorError(
+            f"site {record.name!r}: its density is asked at a value that this run of its "
+            f"distribution did not make, and the transform ({names}) cannot be inverted: "
+            f"{reason[:200]}. In a guide use am.Pathwise(), which needs no inverse; otherwise a "
+            "flow that has one, such as pyro's affine_coupling or spline_coupling"
+        ) from error
 
 
 def _model_term(
@@ -188,6 +210,9 @@ def _log_prob(
         return estimator.density(record.fn, value)
     except EstimatorError as error:
         raise EstimatorError(f"site {record.name!r}: {error}") from error
+    except (KeyError, NotImplementedError) as error:
+        _refuse_without_inverse(record, error)
+        raise
     except ValueError as error:
         family = type(base_of(record.fn)).__name__
         reason = " ".join(str(error).split())
@@ -277,7 +302,7 @@ def _checked(term: Term, layout: Layout, record: SiteRecord | None = None) -> Te
             continue
         if record is not None and dim <= layout.free_dim:
             raise ProgramError(_out_of_reach(term, shape[place], dim, record))
-        raise ProgramError(_undeclared(term, shape[place], dim, layout))
+        raise ProgramError(_undeclared(term, shape[place], dim, layout, record))
     return term
 
 
@@ -291,13 +316,14 @@ def _out_of_reach(term: Term, size: int, dim: int, record: SiteRecord) -> str:
     )
 
 
-def _undeclared(term: Term, size: int, dim: int, layout: Layout) -> str:
+def _undeclared(term: Term, size: int, dim: int, layout: Layout, record: SiteRecord | None) -> str:
     found = (
         f"site {term.name!r} of the {term.side}: its log-probability has shape "
         f"{tuple(term.value.shape)}, with size {size} at dim {dim}, but the plates around it are "
         f"{_plate_names(term.plates)}"
     )
-    if size == layout.num_particles or layout.axes or layout.rows > 1:
+    summed = record is not None and bool(record.open_dims)
+    if size == layout.num_particles or layout.axes or layout.rows > 1 or summed:
         return (
             f"{found}; a reduction that drops a plate dim, such as z.mean(-1), shifts copies and "
             "particles onto it: keep the dim, z.mean(-1, keepdim=True). If the dim is a batch "

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from amortized.errors import EstimatorError
-from amortized.estimators.base import Cost, Noise
+from amortized.estimators.base import Cost, Noise, beside_weights
 from amortized.estimators.baselines import mean_of_others
 from amortized.estimators.elements import finite
 from amortized.objectives.base import Objective
@@ -103,12 +103,8 @@ def _doubly_reparameterized(
 
 
 def _refuse_additive(latent: LatentSite, objective: Objective) -> None:
-    estimator = latent.estimator
-    if estimator.kl == "analytic":
-        why = "takes the site's KL in closed form, and a mean of weights has no KL of one site"
-    elif estimator.differentiates_cost:
-        why = "differentiates the cost, which is not served under such a bound in this version"
-    else:
+    estimator, why = latent.estimator, beside_weights(latent.estimator)
+    if why is None:
         return
     raise EstimatorError(
         f"site {latent.name!r}: {estimator!r} under {objective!r} {why}; use am.ELBO(), or "

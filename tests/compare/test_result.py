@@ -105,3 +105,20 @@ def test_the_figure_is_of_one_group():
     with pytest.raises(UsageError, match=r"plot\(group='z'\): expected one of"):
         found.plot(group="z")
     plt.close("all")
+
+
+def test_intervals_are_read_at_a_glance():
+    numbers = {"variance": 37_234.0, "variance_interval": (36_810.0, 37_500.0), "p_value": 0.0}
+    cells = dataclasses.replace(comparison(), rows=[row(**numbers)]).sheet().rows[0]
+    assert "3.72 [3.68, 3.75] e4" in cells
+    assert "<1e-99" in cells
+    small = {"variance": 2.5e-7, "variance_interval": (2e-7, math.inf)}
+    cells = dataclasses.replace(comparison(), rows=[row(**small)]).sheet().rows[0]
+    assert "2.5 [2, inf] e-7" in cells
+    assert "12.3 kB" in cells
+
+
+def test_heads_are_explained():
+    sheet = comparison().sheet()
+    explained = " ".join(head for head, _ in sheet.legend)
+    assert all(head.split()[0].strip(",") in explained for head in sheet.heads[1:])

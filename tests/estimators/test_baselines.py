@@ -181,6 +181,24 @@ def linear(value: float = 0.0) -> nn.Linear:
     return network
 
 
+def test_features_are_finite_where_a_category_is_impossible() -> None:
+    """Two infinities of a first layer may have opposite signs, and their sum is NaN."""
+    logits = torch.tensor([[0.5, -torch.inf, -torch.inf, 0.5]])
+    features = features_of(dist.Categorical(logits=logits))
+    assert features.tolist()[0][1:3] == [-100.0, -100.0]
+    for estimator in (am.ScoreFunction(am.NeuralBaseline()), am.RELAX()):
+
+        def program() -> None:
+            with pyro.plate("data", 1):
+                pyro.sample("z", dist.Categorical(logits=pyro.param("a", logits.clone())))
+
+        pyro.clear_param_store()
+        loss = am.VariationalLoss(estimators=estimator)
+        loss.loss_and_grads(program, program)
+        leaves = [pyro.param("a").unconstrained(), *loss.parameters()]
+        assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+
+
 def test_the_network_learns_by_squared_error_and_the_site_by_the_score() -> None:
     """The two share one surrogate and no gradient."""
     logit = torch.tensor([0.4, -1.0], requires_grad=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 
 import amortized as am
-from amortized.estimators.capabilities import capabilities, laws, markdown
+from amortized.errors import AmortizedError
+from amortized.estimators.capabilities import capabilities, laws, markdown, settings
 from amortized.estimators.choice import NAMES, estimator_of
 
 ROOT = Path(__file__).parents[2]
@@ -48,3 +54,106 @@ def test_what_is_known_of_some_cells() -> None:
     assert CELLS["enumerate", "Bernoulli, to_event"].copies == 8
     assert not CELLS["arm", "Categorical"].served and CELLS["disarm", "Categorical"].served
     assert not CELLS["relaxed", "Categorical"].served and CELLS["relax", "Categorical"].served
+
+
+# --- objectives and structures: the table against programs that are run --------------------------
+
+SETTINGS = {setting.name: setting for setting in settings()}
+Pair = tuple[Callable[[], None], Callable[[], None]]
+
+
+def law_of(name: str) -> Callable[[torch.Tensor], Any]:
+    """A distribution that the estimator serves."""
+    if CELLS[name, "Bernoulli"].served:
+        return lambda value: dist.Bernoulli(logits=value)
+    return lambda value: dist.Normal(value, 1.0)
+
+
+def plain(name: str) -> Pair:
+    law = law_of(name)
+
+    def guide() -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("z", law(torch.zeros(2)))
+
+    def model() -> None:
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", law(torch.zeros(2)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(2))
+
+    return model, guide
+
+
+def with_a_later_term(name: str) -> Pair:
+    law = law_of(name)
+
+    def program() -> None:
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", law(torch.zeros(2)))
+        pyro.sample("y", dist.Normal(z.sum(-1, keepdim=True), 1.0))
+
+    return program, program
+
+
+def with_a_late_parent(name: str) -> Pair:
+    law = law_of(name)
+
+    def model() -> None:
+        y = pyro.sample("y", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 2):
+            pyro.sample("z", law(y * torch.ones(2)))
+
+    def guide() -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("z", law(torch.zeros(2)))
+        pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    return model, guide
+
+
+def with_a_mask_inside(name: str) -> Pair:
+    law, mask = law_of(name), torch.tensor([True, False, True])
+
+    def program() -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("z", law(torch.zeros(2, 3)).mask(mask).to_event(1))
+
+    return program, program
+
+
+def with_dropout(name: str) -> Pair:
+    model, _ = plain(name)
+    law = law_of(name)
+
+    def guide() -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("z", law(torch.rand(2) * pyro.param("a", torch.ones(2))))
+
+    return model, guide
+
+
+RUNS: dict[str, tuple[Callable[[str], Pair], Callable[[], Any]]] = {
+    "a sum of terms": (plain, am.ELBO),
+    "draws weighted by each other": (plain, lambda: am.IWAE(num_particles=2)),
+    "samples as data": (plain, lambda: am.ReweightedWakeSleep(num_particles=2)),
+    "a later term outside its plate": (with_a_later_term, am.ELBO),
+    "a prior that depends on a later site": (with_a_late_parent, am.ELBO),
+    "a mask inside its event": (with_a_mask_inside, am.ELBO),
+    "a guide that is random elsewhere": (with_dropout, am.ELBO),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("setting", sorted(SETTINGS))
+def test_what_the_table_says_of_settings_is_what_happens(setting: str, name: str) -> None:
+    make, objective = RUNS[setting]
+    refused = SETTINGS[setting].refusal(estimator_of(name)) is not None
+    model, guide = make(name)
+    try:
+        loss = am.VariationalLoss(objective(), {"z": name})
+        for _ in range(2):
+            loss.loss_and_grads(model, guide)
+    except AmortizedError as error:
+        assert refused and "'z'" in str(error), error
+    else:
+        assert not refused

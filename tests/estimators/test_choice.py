@@ -108,7 +108,7 @@ def test_a_baseline_is_told_where_it_belongs() -> None:
         am.VariationalLoss(estimators={"z": am.LeaveOneOut()})  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("wrong", [3, am.Pathwise, None])
+@pytest.mark.parametrize("wrong", [3, dict, None])
 def test_what_is_no_estimator_is_refused(wrong: Any) -> None:
     with pytest.raises(am.UsageError, match=r"is no estimator: expected e\.g\. am\.Pathwise\(\)"):
         am.VariationalLoss(estimators={"z": wrong})
@@ -185,3 +185,15 @@ def test_a_key_of_a_branch_not_taken_yet_is_found_by_looking_again() -> None:
         pyro.set_rng_seed(seed)
         loss = am.VariationalLoss(estimators={"rare": "pathwise", "gate": SCORE})
         loss.loss(program, program)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (am.DisARM, r"DisARM is a class.*am\.DisARM\(\)"),
+        (am.LeaveOneOut, r"class of a baseline.*am\.ScoreFunction\(am\.LeaveOneOut\(\)\)"),
+    ],
+)
+def test_a_class_is_told_from_an_estimator(spec: Any, words: str) -> None:
+    with pytest.raises(am.UsageError, match=words):
+        estimator_of(spec)

@@ -133,3 +133,29 @@ def test_particles_do_not_multiply_an_enumerated_site() -> None:
     loss = am.VariationalLoss(am.ELBO(num_particles=7), "enumerate")
     assert loss.loss(program, guide) == pytest.approx(one, rel=1e-12)
     assert loss.describe(program, guide, ()).model_evaluations == 2
+
+
+@pytest.mark.parametrize("estimator", ["enumerate", "sum_and_sample", "unordered_set"])
+def test_a_captured_step_knows_the_trials_of_a_binomial_and_sees_when_they_change(
+    estimator: str,
+) -> None:
+    """The number of trials stands in a tensor: a replay for another one is done again eagerly."""
+
+    def model(trials: torch.Tensor) -> None:
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Binomial(trials, torch.full((4,), 0.4)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(4))
+
+    def guide(trials: torch.Tensor) -> None:
+        logits = pyro.param("logits", torch.zeros(4))
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Binomial(trials, logits=logits))
+
+    found = []
+    for mode in ("off", "graph"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        loss = am.VariationalLoss(estimators=estimator)
+        svi = am.SVI(model, guide, loss, lr=0.1, compile=mode)
+        found.append([svi.step(torch.full((4,), n)) for n in (3.0, 3.0, 3.0, 3.0, 5.0, 3.0, 2.0)])
+    assert found[0] == found[1] and len(set(found[0])) == 7

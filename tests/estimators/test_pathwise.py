@@ -57,3 +57,43 @@ def test_the_error_names_site_cause_and_remedy() -> None:
     text = str(error.value)
     assert "site 'cluster'" in text and "mapping 'clus*'" in text and "Pathwise()" in text
     assert "Bernoulli has no reparameterized draw" in text and "am.Enumerate()" in text
+
+
+ROUNDING = [
+    dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), probs=torch.tensor([0.3, 0.6])),
+    dist.RelaxedOneHotCategoricalStraightThrough(torch.tensor(0.5), probs=torch.ones(2, 3)),
+    dist.OneHotCategoricalStraightThrough(probs=torch.ones(2, 3)),
+]
+
+
+@pytest.mark.parametrize("law", ROUNDING, ids=lambda law: type(law).__name__)
+@pytest.mark.parametrize("estimator", [None, "pathwise"])
+def test_distributions_that_round_are_called_biased(law, estimator: str | None) -> None:
+    """By default as well: rsample is there, and its gradient is that of something else."""
+
+    def program() -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("z", law)
+
+    loss = am.VariationalLoss(estimators=estimator)
+    text = str(loss.describe(program, program, ()))
+    assert f"site 'z' is biased: {type(law).__name__} rounds" in text
+    assert am.Pathwise().bias_of(Site("z", dist.Normal(0.0, 1.0))) == ""
+    refusal = am.RELAX().refusal(Site("z", law))
+    assert refusal is not None and "rounds what it draws" in refusal
+
+
+@pytest.mark.parametrize("estimator", ["doubly_reparameterized", "score_function"])
+def test_a_flow_without_an_inverse_is_a_sentence(estimator: str) -> None:
+    flow = dist.transforms.Planar(2)
+
+    def model() -> None:
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def guide() -> None:
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        pyro.sample("z", dist.TransformedDistribution(base, [pyro.module("flow", flow)]))
+
+    with pytest.raises(am.EstimatorError, match=r"site 'z'.*\(Planar\) cannot be inv.*am.Pathwise"):
+        am.VariationalLoss(estimators=estimator).loss_and_grads(model, guide)
+    am.VariationalLoss(estimators="pathwise").loss_and_grads(model, guide)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 import amortized as am
 from amortized.estimators.base import Cost, Draw, Site
 from amortized.estimators.choice import NAMES, estimator_of
-from amortized.estimators.running import Running, applied, complete
+from amortized.estimators.running import Running, applied, complete, network_or_default
 
 Law = type[dist.Bernoulli] | type[dist.OneHotCategorical]
 
@@ -60,6 +62,19 @@ def test_a_network_is_asked_in_its_own_dtype(own: torch.dtype, theirs: torch.dty
     network = nn.Linear(3, 1).to(own)
     found = applied(network, torch.ones(5, 3, dtype=theirs))
     assert found.dtype == theirs and found.shape == (5,)
+
+
+@pytest.mark.parametrize("made", [am.NeuralBaseline, am.RELAX])
+@pytest.mark.parametrize("hidden", [0, -3, 2.0, True, "64"])
+def test_a_hidden_layer_has_a_width(made: Any, hidden: Any) -> None:
+    with pytest.raises(am.UsageError, match=rf"{made.__name__}\(hidden=.*expected an int, at lea"):
+        made(hidden=hidden)
+
+
+def test_a_network_that_was_given_is_taken_even_if_it_is_empty() -> None:
+    """An empty Sequential is false in Python's eyes."""
+    empty = nn.Sequential()
+    assert network_or_default("RELAX", empty, 8) is empty
 
 
 class Pair(nn.Module):

@@ -199,6 +199,7 @@ def test_evaluate_before_training_describes_the_start() -> None:
         "reconstruction",
         "kl",
         "log_evidence",
+        "ess",
         "num_particles",
         "per_datum",
     }
@@ -401,3 +402,17 @@ def test_a_program_that_lacks_a_parameter_is_refused_at_a_resume(tmp_path) -> No
 
     with pytest.raises(am.CheckpointError, match=r"store\.scale: the file has"):
         quiet(am.SVI(tiny.local_model, guide), x, resume_from=tmp_path, **options)
+
+
+def test_a_lone_step_says_what_a_gradient_died_of() -> None:
+    def model(x: torch.Tensor) -> None:
+        weight = pyro.param("weight", torch.zeros(()))
+        moved = torch.exp(weight)
+        score = moved * 1.0
+        moved.add_(1.0)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(score, 1.0), obs=x)
+
+    svi = am.SVI(model, lambda x: None)
+    with pytest.raises(am.ProgramError, match=r"step 1: torch cannot take the gradient"):
+        svi.step(tiny.data(4))

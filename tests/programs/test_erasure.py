@@ -295,3 +295,85 @@ def test_copy_by_copy_nothing_is_mixed() -> None:
 
     value = am.VariationalLoss(estimators="enumerate", vectorize=False).loss(model, guide)
     assert value == pytest.approx(-1.5)
+
+
+# --- sites that are summed out in the model -------------------------------------------------------
+
+TABLE = torch.tensor([[0.3, -1.0, 0.5, 0.2], [1.1, 0.4, -0.6, 0.9], [-0.2, 0.8, 0.1, -0.7]])
+
+
+def summed_pair(decode: Decoder) -> tuple[Any, Any]:
+    """A class a datum, summed out, decoded to the mean of four numbers."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", SIZE):
+            c = pyro.sample("c", dist.Categorical(PROBS.sum(0).expand(3, 2)), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(decode(c), 1.0).to_event(1), obs=x)
+
+    return model, lambda x: None
+
+
+PARALLEL = {"enumerate": "parallel"}
+MIXING_VALUES: dict[str, Decoder] = {
+    "mean of all": lambda c: TABLE[c] + TABLE[c].mean(),
+    "sum over dim 0": lambda c: TABLE[c] + TABLE[c].sum(0, keepdim=True),
+    "first value only": lambda c: TABLE[c][:1],
+    "reversed on the left": lambda c: TABLE[c.flip(0)],
+    "sum read as a number": lambda c: TABLE[c] + c.sum().item(),
+    "squeezed away": lambda c: TABLE[c].float().mean(0),
+}
+APART_VALUES: dict[str, Decoder] = {
+    "looked up": lambda c: TABLE[c],
+    "softmax over a negative dim": lambda c: torch.softmax(TABLE[c], -1),
+    "one-hot": lambda c: F.one_hot(c, 3).float() @ TABLE,
+}
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("name", sorted(MIXING_VALUES))
+def test_mixed_values_of_a_summed_out_site_are_refused(name: str, vectorize: bool) -> None:
+    loss = am.VariationalLoss(vectorize=vectorize)
+    with pytest.raises(am.ProgramError) as error:
+        loss.loss(*summed_pair(MIXING_VALUES[name]), DATA)
+    assert "site 'x' of the model mixes the values of the summed-out sites 'c'" in str(error.value)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("name", sorted(APART_VALUES))
+def test_values_that_stay_apart_are_left_in_peace(name: str, vectorize: bool) -> None:
+    loss = am.VariationalLoss(vectorize=vectorize)
+    assert loss.loss(*summed_pair(APART_VALUES[name]), DATA) > 0
+
+
+def test_a_chain_s_steps_are_compared_with_its_dims_used_again() -> None:
+    def chain(mixing: bool) -> Callable[[Tensor], None]:
+        def model(x: Tensor) -> None:
+            state = torch.tensor(0)
+            for step in pyro.markov(range(4)):
+                state = pyro.sample(
+                    f"s{step}", dist.Categorical(TABLE.exp()[state]), infer=PARALLEL
+                )
+                mean = state.float().mean() if mixing and step == 3 else state
+                pyro.sample(f"x{step}", dist.Normal(mean, 1.0), obs=x[0, step])
+                state = state.clamp(max=2)
+
+        return model
+
+    am.VariationalLoss().loss(chain(False), lambda x: None, DATA)
+    with pytest.raises(am.ProgramError, match=r"'x3' of the model mixes the values.*'s3'"):
+        am.VariationalLoss().loss(chain(True), lambda x: None, DATA)
+
+
+def test_copies_beside_a_sum_are_compared_too() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", SIZE):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            c = pyro.sample("c", dist.Bernoulli(0.3 + 0.4 * z), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(c + z - z.mean(), 1.0), obs=x[:, 0])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", SIZE):
+            pyro.sample("z", dist.Bernoulli(torch.full((SIZE,), 0.4)))
+
+    with pytest.raises(am.ProgramError, match="mixes the copies of site 'z'"):
+        am.VariationalLoss(estimators="enumerate").loss(model, guide, DATA)

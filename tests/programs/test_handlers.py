@@ -1,4 +1,4 @@
-"""What the two handlers refuse, replay and record."""
+"""What the guide's handler refuses and records, and both together."""
 
 from __future__ import annotations
 
@@ -66,11 +66,6 @@ REFUSED: dict[str, tuple[Program, Program, tuple[str, ...]]] = {
         sampling("z"),
         ("'code'", "the guide does not", "Give the guide a pyro.sample('code', ...)"),
     ),
-    "marked for enumeration in the model": (
-        lambda: pyro.sample("c", dist.Bernoulli(0.5), infer={"enumerate": "parallel"}),
-        sampling(),
-        ("'c'", "enumeration", "am.Enumerate()"),
-    ),
     "a factor that does not say": (
         sampling("z"),
         lambda: [sampling("z")(), pyro.factor("extra", TWO)],
@@ -96,33 +91,6 @@ def minibatch(index: list[int] | None, size: int = 10, name: str = "data") -> Pr
             pyro.sample("z", UNIT)
 
     return program
-
-
-@pytest.mark.parametrize("guide", [minibatch(None), minibatch([7, 1, 3])])
-def test_other_data_in_the_guide_are_refused(guide: Program) -> None:
-    """Pyro replaces the model's indices by the guide's, in silence."""
-    with pytest.raises(am.ProgramError, match=r"plate 'data'.*other data.*create_plates="):
-        am.VariationalLoss().loss(minibatch([1, 3, 7]), guide)
-
-
-def test_the_same_data_named_twice_are_fine() -> None:
-    assert am.VariationalLoss().loss(minibatch([1, 3]), minibatch([1, 3])) == 0.0
-
-
-def test_random_data_of_the_guide_are_the_model_s() -> None:
-    run = am.VariationalLoss().estimate(minibatch(None), minibatch(None), (), {}).run
-    assert run.subsamples["data"].shape == (3,) and run.terms[0].value.shape == (3,)
-
-
-def test_plates_of_one_name_and_two_sizes_are_refused() -> None:
-    """The guide's indices among ten would stand for data among a hundred."""
-    with pytest.raises(am.ProgramError, match="plate 'data'"):
-        am.VariationalLoss().loss(minibatch(None, size=100), minibatch(None))
-
-
-def test_latents_of_a_random_minibatch_that_the_guide_does_not_know_are_refused() -> None:
-    with pytest.raises(am.ProgramError, match="plate 'data'"):
-        am.VariationalLoss().loss(minibatch(None), minibatch(None, name="other"))
 
 
 def test_hidden_and_conditioned_statements_inside_a_guide_are_no_sites() -> None:

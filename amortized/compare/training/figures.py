@@ -9,6 +9,7 @@ from typing import Final
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from amortized.compare.intervals import Mean
 from amortized.compare.training.result import Against, Metric, TrainingComparison
 
 # the palette of Okabe and Ito, which color-blind readers can tell apart, the pale yellow last
@@ -46,11 +47,11 @@ def learning_curves(
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
     looks = zip(found.candidates, cycle(_COLOURS), cycle(_STYLES), strict=False)
-    drawn: list[list[float]] = []
+    drawn: list[list[Mean]] = []
     for name, colour, style in looks:
         curve = found.curve(name, metric, against)
         values = [mean.value for mean in curve.means]
-        drawn.append([value for value in values if math.isfinite(value)])
+        drawn.append([mean for mean in curve.means if math.isfinite(mean.value)])
         (line,) = ax.plot(curve.at, values, color=colour, linestyle=style, label=name, lw=1.6)
         band = [(x, m) for x, m in zip(curve.at, curve.means, strict=True) if m.count > 1]
         band = [(x, m) for x, m in band if math.isfinite(m.high - m.low)]
@@ -59,18 +60,18 @@ def learning_curves(
         failed = any(trial.failure for trial in found.of(name))
         if failed and curve.at:
             ax.plot(curve.at[-1:], values[-1:], "x", color=colour, ms=8, mew=2)
-            line.set_label(f"{name} (× a trial failed)")
+            line.set_label(f"{name} (x: a trial failed)")
             _go_on(ax, found, name, against, metric, colour)
-    _cut(ax, [values for values in drawn if values])
+    _cut(ax, [means for means in drawn if means])
     data = "validation " if found.held_out else "training "
     unit = "nats per data point" if all(t.per_datum for t in found.trials) else "nats"
     ax.set_xlabel(dict(_XLABELS)[against])
-    ax.set_ylabel(f"{data}{dict(_YLABELS)[metric]} ({unit})")
+    ax.set_ylabel(f"{data}{dict(_YLABELS)[metric]}\n({unit})")
     ax.ticklabel_format(axis="y", useOffset=False)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(visible=True, color="0.92")
     ax.set_axisbelow(True)
-    ax.legend(frameon=False, loc="lower right", handlelength=3)
+    ax.legend(frameon=False, loc="best", handlelength=3)
     return ax
 
 
@@ -90,13 +91,15 @@ def _go_on(
         ax.plot(at[: len(values)], values, color=colour, lw=0.7, alpha=0.7)
 
 
-def _cut(ax: Axes, curves: list[list[float]]) -> None:
+def _cut(ax: Axes, curves: list[list[Mean]]) -> None:
     """Leave out a first climb that would squeeze all the rest."""
     if not curves:
         return
-    top, lowest = max(map(max, curves)), min(map(min, curves))
-    # the worst curve once a fifth of its checks are over
-    late = min(min(values[len(values) // 5 :]) for values in curves)
-    if top - late < (top - lowest) / 2:
-        room = 0.15 * (top - late)
-        ax.set_ylim(late - room, max(top + room, ax.get_ylim()[1]))
+    # once a fifth of the checks are over
+    later = [mean for means in curves for mean in means[len(means) // 5 :]]
+    ends = [end for m in later for end in (m.value, m.low, m.high) if math.isfinite(end)]
+    low, high = min(ends), max(ends)
+    lowest = min(mean.value for means in curves for mean in means)
+    if high - low < (high - lowest) / 2:
+        room = 0.1 * (high - low)
+        ax.set_ylim(low - room, high + room)

@@ -162,7 +162,7 @@ class TrainingComparison(Tabled):
         to = "-" if math.isnan(goal) else f"{goal:.2f}"
         heads = ["candidate", "finished", "evals", "ELBO [95 %]", "behind the best [95 %]"]
         heads += ["ms a step", f"steps to {to}", f"seconds to {to} [95 %]"]
-        return Sheet(heads, [self._cells(name) for name in ranked], ("candidate",))
+        return Sheet(heads, [self._cells(name) for name in ranked], ("candidate",), _LEGEND)
 
     def _cells(self, name: str) -> list[str]:
         trials = self.of(name)
@@ -188,7 +188,6 @@ class TrainingComparison(Tabled):
             f"ELBO: {unit} of {data}, {self.particles} particles, after {self.max_steps} steps, "
             "means over seeds with 95 % intervals",
             "behind the best: differences seed by seed; seconds: of the processor, without checks",
-            "evals: evaluations of the model a step and datum",
         ]
         notes += [
             f"candidate {t.candidate!r}, seed {t.seed}, failed at step {t.failed_step}: {t.failure}"
@@ -219,6 +218,16 @@ class TrainingComparison(Tabled):
         from amortized.compare.training.figures import learning_curves
 
         return learning_curves(self, ax, against=against, metric=metric)
+
+
+_LEGEND = (
+    ("finished", "trials that came to their end, of all seeds"),
+    ("evals", "evaluations of the model a step and datum"),
+    ("ELBO", "at the last check, the mean over seeds with a 95 % interval (Student)"),
+    ("behind the best", "how much lower, by differences seed by seed"),
+    ("ms a step", "processor milliseconds, captures and compilations included, checks left out"),
+    ("steps, seconds to", "when the ELBO first reaches the value, by lines between checks"),
+)
 
 
 def _first(at: Sequence[float], values: Sequence[float], goal: float) -> float | None:

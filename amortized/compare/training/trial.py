@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from amortized.compare.training.checks import HeldOut
 from amortized.errors import AmortizedError, NonFiniteError
 from amortized.fit.arguments import LAST_SEED
 from amortized.fit.callbacks import Callback, FitState
@@ -166,12 +167,18 @@ class _Recorder(Callback):
     """Looks at the held-out data now and then, while the clocks stand still."""
 
     def __init__(self, svi: SVI, plan: Plan, program: Program, job: Job) -> None:
-        self.plan, self.job = plan, job
+        self.plan = plan
         self.trial = Trial(job.candidate, job.seed, job.place)
-        self._held_out = program.train if program.val is None else program.val
-        # plain particles whatever the loss, whose bound need not be the ELBO
-        size = as_batches(program.train, plan.batch_size).size
-        self._svi = SVI(svi.model, svi.guide, data_plate=DataPlate(plan.data_plate, size))
+        self._held_out = HeldOut(
+            svi,
+            program.train if program.val is None else program.val,
+            plate=DataPlate(plan.data_plate, as_batches(program.train, plan.batch_size).size),
+            particles=plan.particles,
+            batch_size=plan.batch_size,
+            device=plan.device,
+            # other noise than training has under the same seed
+            seed=LAST_SEED - job.seed,
+        )
         self._began = 0.0, 0.0
         self._spent = 0.0, 0.0
         self._step = 0
@@ -205,10 +212,7 @@ class _Recorder(Callback):
         return _changed(self.trial, failed_step=self._step + 1, failure=sentence)
 
     def _look(self) -> None:
-        # other noise than training has under the same seed
-        found = self._svi.evaluate(
-            self._held_out, num_particles=self.plan.particles, seed=LAST_SEED - self.job.seed
-        )
+        found = self._held_out.numbers()
         trial, evidence = self.trial, found.get("log_evidence")
         self.trial = _changed(
             trial,

@@ -1,0 +1,1 @@
+"""The measurements on which a choice of estimators rests."""

@@ -1,0 +1,241 @@
+"""One mapping of estimators, measured: the noise of its gradient, and the seconds of a step."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, final
+
+import pyro
+import torch
+from torch import Tensor
+
+from amortized.compare.candidates import Pair, flat
+from amortized.compare.draws import Sampler
+from amortized.compare.groups import Trained
+from amortized.compare.moments import Interval, block_sums
+from amortized.compare.pilot.replayed import replayed
+from amortized.errors import NonFiniteError
+from amortized.estimate import Estimate
+from amortized.estimators.base import Estimator
+from amortized.loss import VariationalLoss
+from amortized.programs.modules import buffers_aside
+from amortized.programs.records import DataPlate
+from amortized.sites import escaped
+
+Clock = Callable[[], float]
+
+# for the own parameters of estimators, in a warm-up
+_LEARNING_RATE: Final = 1e-2
+# seconds and turns of one timing
+_LIMIT: Final = 0.02
+_LEAST_TURNS, _MOST_TURNS = 5, 25
+# half of a 95 % interval of a median, in interquartile ranges over the root of their number
+_NOTCH: Final = 1.57
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all mappings of a pilot share.
+
+    ``captured``: steps are timed as a capture replays them, else as the programs run.
+    """
+
+    pair: Pair
+    loss: VariationalLoss
+    clock: Clock
+    captured: bool = True
+    warmup_steps: int = 50
+    data: DataPlate | None = None
+    kl_weight: float = 1.0
+    learned: Mapping[str, Estimator] = field(default_factory=dict)
+    """The estimators of a training that is under way, by the name of their site."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GroupNoise:
+    """One group of parameters: the variance of a draw of its gradient, and the mean of draws."""
+
+    variance: float
+    interval: Interval
+    mean: Tensor
+    count: int
+
+    @property
+    def error(self) -> float:
+        """The expected square of the distance of the mean from the expectation."""
+        return self.variance / self.count
+
+    @property
+    def signal(self) -> float:
+        """The squared norm of the expectation; not told apart from 0 below its error."""
+        return max(float(self.mean.square().sum()) - self.error, self.error)
+
+    def bias_from(self, other: GroupNoise) -> float:
+        """The squared distance from another mean, beyond what both are in error by."""
+        distance = float((self.mean - other.mean).square().sum())
+        return max(0.0, distance - self.error - other.error)
+
+
+@final
+class Attempt:
+    """A loss with one mapping of estimators, on copies of everything that moves.
+
+    Attributes:
+        loss: with the state that a warm-up left.
+        noise: by group of parameters.
+        seconds: of one gradient, and its 95 % interval as a factor up and down.
+        bias: what its estimators say of themselves.
+    """
+
+    def __init__(self, setting: Setting, known: Trained, mapping: Mapping[str, Estimator]) -> None:
+        self.setting, self.known = setting, known
+        self.loss = setting.loss.with_estimators(mapping)
+        self.noise: dict[str, GroupNoise] = {}
+        self.seconds, self.spread = math.nan, 0.0
+        self._own: list[Tensor] = []
+        self._sampler: Sampler | None = None
+        self._step: Callable[[], object] = self.gradient
+
+    def prepare(self, warm: bool) -> None:
+        """The first evaluation with all its looks; what estimators learn, if it is to be warm.
+
+        Raises:
+            AmortizedError: what the loss refuses.
+        """
+        pair, loss = self.setting.pair, self.loss
+        loss.warm_up(pair.model, pair.guide, pair.batch)
+        for site, module in self.setting.learned.items():
+            own = loss.estimators.by_site[escaped(site)] if site in loss.estimators.reasons else None
+            if own is not None and repr(own) == repr(module):
+                own.load_state_dict(module.state_dict())
+        self._own = [p for p in loss.parameters() if p.requires_grad]
+        if warm:
+            self._learn()
+        self.gradient()
+
+    def gradient(self) -> Tensor:
+        """One draw, shape ``[P + Q]``: what estimators learn by is part of a step, and comes last."""
+        leaves = [*self.known.leaves.values(), *self._own]
+        with buffers_aside(self.setting.pair.model, self.setting.pair.guide):
+            loss = self._estimate().loss
+            if not loss.requires_grad:
+                return flat([None] * len(leaves), leaves)
+            return flat(torch.autograd.grad(loss, leaves, allow_unused=True), leaves)
+
+    def draw(self, count: int) -> None:
+        """Measures the noise of so many draws; earlier ones are forgotten.
+
+        Raises:
+            NonFiniteError: a gradient that is not finite.
+        """
+        with self._quiet():
+            if self._sampler is None:
+                self._sampler = self._sampled()
+            columns = [group.columns for group in self.known.groups]
+            blocks = block_sums(self._sampler.chunks(count), count, columns)
+        if not bool(blocks.mean.isfinite().all()):
+            raise NonFiniteError(
+                f"its gradient is NaN or infinite in some of {count} draws; expected finite ones"
+            )
+        sums = self.known.sums(blocks)
+        self.noise = {
+            group.name: GroupNoise(part.variance, part.variance_interval(), part.mean, count)
+            for group, part in zip(self.known.groups, sums, strict=True)
+        }
+
+    @property
+    def elements(self) -> int | None:
+        """Of all intermediate results of one step; None where it cannot be captured."""
+        recording = None if self._sampler is None else self._sampler.recording
+        return None if recording is None else recording.elements
+
+    @property
+    def reason(self) -> str:
+        """Why a step cannot be captured; empty: it can."""
+        return "" if self._sampler is None else self._sampler.reason
+
+    def time(self, beside: Attempt | None = None) -> None:
+        """Measures the seconds of a step, in turns with another one.
+
+        Load comes and goes: it is the ratio to the other one, taken at the same time, that counts.
+        """
+        pair = [self] if beside is None else [self, beside]
+        turns: list[list[float]] = []
+        with self._quiet():
+            began = time.perf_counter()
+            while len(turns) < _MOST_TURNS:
+                late = time.perf_counter() - began > _LIMIT * len(pair)
+                if late and len(turns) >= _LEAST_TURNS:
+                    break
+                turns.append([one.once() for one in pair])
+        if beside is None:
+            taken = [turn[0] for turn in turns]
+            self.seconds = statistics.median(taken)
+            return
+        ratios = [ours / theirs if theirs > 0 else 1.0 for ours, theirs in turns]
+        self.seconds = beside.seconds * statistics.median(ratios)
+        self.spread = _spread(ratios)
+
+    def once(self) -> float:
+        """The seconds of one step."""
+        clock = self.setting.clock
+        began = clock()
+        self._step()
+        return clock() - began
+
+    def _sampled(self) -> Sampler:
+        sampler = Sampler(self.gradient, (self.setting.pair.model, self.setting.pair.guide))
+        if self.setting.captured and sampler.recording is not None:
+            step, zero = replayed(sampler.recording), torch.zeros(())
+            self._step = lambda: step(zero)
+        return sampler
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        with self.loss.looking("never"), pyro.validation_enabled(False):
+            yield
+
+    def _estimate(self) -> Estimate:
+        pair, setting = self.setting.pair, self.setting
+        return self.loss.estimate(
+            pair.model,
+            pair.guide,
+            pair.args,
+            pair.kwargs,
+            data=setting.data,
+            kl_weight=setting.kl_weight,
+        )
+
+    def _learn(self) -> None:
+        """Model and guide stay; the own parameters of estimators are moved by Adam."""
+        pair, own = self.setting.pair, self._own
+        optimizer = torch.optim.Adam(own, lr=_LEARNING_RATE) if own else None
+        with self._quiet():
+            for _ in range(self.setting.warmup_steps):
+                with buffers_aside(pair.model, pair.guide):
+                    estimate = self._estimate()
+                    if optimizer is not None:
+                        found = torch.autograd.grad(estimate.loss, own, allow_unused=True)
+                        for parameter, gradient in zip(own, found, strict=True):
+                            parameter.grad = gradient
+                    self.loss.learn(estimate)
+                if optimizer is not None:
+                    optimizer.step()
+        for parameter in own:
+            parameter.grad = None
+
+
+def _spread(ratios: Sequence[float]) -> float:
+    """Half a 95 % interval of the logarithm of their median."""
+    logs = [math.log(ratio) for ratio in ratios if ratio > 0]
+    if len(logs) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(logs, n=4)
+    return _NOTCH * (high - low) / math.sqrt(len(logs))

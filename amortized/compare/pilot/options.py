@@ -1,0 +1,161 @@
+"""Which estimators may be tried at a site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final, final
+
+from amortized.errors import UsageError
+from amortized.estimators.base import Estimator, Site
+from amortized.estimators.choice import NAMES, Spec, default_for, estimator_of
+
+# Those that are simpler come first: they are measured first, and take a tie.
+_ORDER: Final = (
+    "pathwise",
+    "enumerate",
+    "moving_average",
+    "leave_one_out",
+    "disarm",
+    "measure_valued",
+    "muprop",
+    "sum_and_sample",
+    "unordered_set",
+    "rebar",
+    "neural_baseline",
+    "relax",
+    "doubly_reparameterized",
+)
+# Never better than another one: ARM's pairs are DisARM's before averaging, and a score function
+# without a baseline differs from that with a moving average at its first steps only.
+_LEFT_OUT: Final = ("arm", "score_function")
+# Where a site is reparameterized, scores are measured on request only: they hardly ever win, and
+# would take the time of a pilot from the other sites.
+_OF_REPARAMETERIZED: Final = ("pathwise", "measure_valued", "doubly_reparameterized")
+
+Candidates = Sequence[Spec] | Mapping[str, Sequence[Spec]] | None
+"""What may be tried: at all sites, or by site name or glob; None: every one with a name."""
+
+
+@final
+@dataclass(frozen=True)
+class Option:
+    """An estimator at a site: its name, and why it is not to be tried; empty: it is."""
+
+    name: str
+    recipe: Estimator
+    refusal: str = ""
+    bias: str = ""
+    learns: bool = False
+    """It has a state of its own, which must be warm before its variance says anything."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SiteOptions:
+    """What may be tried at a site, the simplest first; ``start`` is what it has at the beginning.
+
+    ``fixed`` says why nothing may be tried; empty: it may.
+    """
+
+    site: Site
+    options: list[Option]
+    start: Option
+    fixed: str = ""
+
+    @property
+    def admissible(self) -> list[Option]:
+        """Those without a refusal."""
+        return [] if self.fixed else [option for option in self.options if not option.refusal]
+
+
+def options_at(
+    site: Site, asked: Candidates, *, biased: bool, weighted: bool, reason: str
+) -> SiteOptions:
+    """What may be tried at a site.
+
+    Args:
+        site: the latent.
+        asked: the candidates of the caller.
+        biased: whether an estimator may be biased.
+        weighted: whether the objective weights draws by each other.
+        reason: why the site has its default: a wish of the program fixes it.
+
+    Raises:
+        UsageError: an unknown estimator.
+    """
+    default = default_for(site).recipe
+    own = _option(name_of(default), default, site, biased=True, weighted=weighted)
+    if reason.startswith("infer["):
+        return SiteOptions(site, [], own, f"the program asks for it: {reason}")
+    specs = _specs(site, asked)
+    options = [
+        _option(name, estimator_of(spec), site, biased=biased, weighted=weighted)
+        for name, spec in specs.items()
+    ]
+    served = [option for option in options if not option.refusal]
+    start = next((o for o in served if o.name == own.name), served[0] if served else own)
+    return SiteOptions(site, options, start, "" if served else "no candidate serves the site")
+
+
+def name_of(recipe: Estimator) -> str:
+    """The name of an estimator that has one, else how it is written.
+
+    >>> name_of(estimator_of("leave_one_out"))
+    'leave_one_out'
+    """
+    text = repr(recipe)
+    return next((name for name in NAMES if repr(estimator_of(name)) == text), text)
+
+
+def refuse_candidates(asked: Candidates, sites: Iterable[str]) -> None:
+    """Raise for what is no list of estimators, and for a key that matches no site.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if asked is None:
+        return
+    lists = asked if isinstance(asked, Mapping) else {"*": asked}
+    names = list(sites)
+    for pattern, specs in lists.items():
+        if isinstance(specs, str | Estimator) or not isinstance(specs, Iterable) or not specs:
+            raise UsageError(
+                f"candidates: found {specs!r} for {pattern!r}; expected a list of estimators or "
+                "their names, such as ['leave_one_out', 'disarm']"
+            )
+        for spec in specs:
+            estimator_of(spec)
+        if not any(pattern == name or fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"candidates[{pattern!r}] matches no latent site of the guide: it has {names}"
+            )
+
+
+def _specs(site: Site, asked: Candidates) -> dict[str, Spec]:
+    """The candidates for a site, each once, by name; the simplest first where nobody asked."""
+    if isinstance(asked, Mapping):
+        found = asked.get(site.name)
+        if found is None:
+            keys = (key for key in asked if fnmatchcase(site.name, key))
+            found = next((asked[key] for key in keys), ())
+        asked = found
+    if asked is not None:
+        return {name_of(estimator_of(spec)): spec for spec in asked}
+    others = [name for name in NAMES if name not in _ORDER and name not in _LEFT_OUT]
+    names = [*_ORDER, *others]
+    if site.law.has_rsample:
+        names = [name for name in names if name in _OF_REPARAMETERIZED]
+    return {name: name for name in names}
+
+
+def _option(name: str, recipe: Estimator, site: Site, *, biased: bool, weighted: bool) -> Option:
+    refusal = recipe.refusal(site) or ""
+    bias = recipe.bias_of(site, weighted=weighted)
+    if bias and not biased and not refusal:
+        refusal = f"biased: {bias}; biased=True has it measured"
+    # a buffer with an underscore is a table, and no state
+    moved = (n for n, _ in recipe.named_buffers() if not n.rpartition(".")[2].startswith("_"))
+    learns = next(recipe.parameters(), None) is not None or next(moved, None) is not None
+    return Option(name, recipe, refusal, bias, learns)

@@ -1,0 +1,116 @@
+r"""What a gradient is worth: the seconds that it takes to make progress.
+
+The best step of gradient descent along an unbiased estimate :math:`g` of :math:`\nabla\mathcal L`
+lowers a function of curvature :math:`L` by :math:`\lVert \nabla\mathcal L\rVert^4 / (2 L\, E\lVert
+g\rVert^2)`, so the same progress takes seconds in proportion to
+
+.. math::
+    \text{work} = \text{seconds} \times \Bigl(1 +
+        \frac{\text{variance}}{\lVert \nabla\mathcal L\rVert^2}\Bigr)
+
+Where noise dominates, that is the order of variance times seconds; where there is hardly any, the
+order of seconds, so that an estimate without noise does not win at any price. The ratio is averaged
+over groups of parameters, each on its own scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+from amortized.compare.pilot.attempt import Attempt, GroupNoise
+
+# a gain below this is not worth a change
+_LEAST_GAIN: Final = 0.05
+# a mean gradient is never taken for less than this share of the largest variance
+_TINY: Final = 1e-9
+
+
+@final
+@dataclass(frozen=True)
+class Work:
+    """Seconds times one plus noise, and half the 95 % interval of its logarithm."""
+
+    value: float
+    spread: float
+
+    def clearly_less(self, other: Work) -> bool:
+        """By more than 5 %, and beyond what is known of both."""
+        away = math.log(other.value) - math.log(self.value)
+        return away > max(_LEAST_GAIN, math.hypot(self.spread, other.spread))
+
+
+@final
+class Signals:
+    """The squared norm of the mean gradient of each group, from the least noisy unbiased means."""
+
+    def __init__(self) -> None:
+        self.means: dict[str, GroupNoise] = {}
+        self._largest: dict[str, float] = {}
+
+    def add(self, attempt: Attempt, *, biased: bool) -> None:
+        """Takes a mapping into account."""
+        for group, noise in attempt.noise.items():
+            self._largest[group] = max(noise.variance, self._largest.get(group, 0.0))
+            known = self.means.get(group)
+            if not biased and (known is None or noise.error < known.error):
+                self.means[group] = noise
+
+    def noise(self, attempt: Attempt) -> tuple[float, float, float]:
+        """Variance (and squared bias) over the signal, averaged over groups; with its interval.
+
+        A group whose gradient is always zero says nothing.
+        """
+        found = []
+        for group, noise in attempt.noise.items():
+            reference = self.means[group]
+            signal = max(reference.signal, _TINY * self._largest[group])
+            if signal > 0.0:
+                bias = 0.0 if reference is noise else self._bias(attempt, group)
+                parts = (noise.variance, *noise.interval)
+                found.append([(part + bias) / signal for part in parts])
+        if not found:
+            return 0.0, 0.0, 0.0
+        value, low, high = (sum(column) / len(found) for column in zip(*found, strict=True))
+        return value, low, high
+
+    def work(self, attempt: Attempt) -> Work:
+        """Of a mapping that was measured."""
+        value, low, high = self.noise(attempt)
+        spread = (math.log1p(high) - math.log1p(low)) / 2
+        return Work(attempt.seconds * (1 + value), math.hypot(spread, attempt.spread))
+
+    def _bias(self, attempt: Attempt, group: str) -> float:
+        if not attempt.biased:
+            return 0.0
+        return attempt.noise[group].bias_from(self.means[group])
+
+
+def best(works: Sequence[Work]) -> int:
+    """The place of the best of several, in order of simplicity; the first one is in use.
+
+    Another one has to be clearly better than the first. Of those, the simplest is taken that is not
+    clearly worse than the best.
+    """
+    better = [index for index, work in enumerate(works) if index and work.clearly_less(works[0])]
+    if not better:
+        return 0
+    least = min(better, key=lambda index: works[index].value)
+    return next(i for i in better if not works[least].clearly_less(works[i]))
+
+
+def shares(noise: Mapping[str, GroupNoise], signals: Signals, sites: Sequence[str]) -> list[str]:
+    """Sites in order of the noise of their own parameters, largest first.
+
+    A site without parameters of its own counts with the guide's.
+    """
+
+    def ratio(site: str) -> float:
+        group = f"site {site}" if f"site {site}" in noise else "guide"
+        if group not in noise or not signals.means[group].signal:
+            return 0.0
+        return noise[group].variance / signals.means[group].signal
+
+    return sorted(sites, key=ratio, reverse=True)

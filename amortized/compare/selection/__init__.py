@@ -1,0 +1,1 @@
+"""`select_estimators`: the library chooses by measuring."""

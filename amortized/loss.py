@@ -190,6 +190,19 @@ class VariationalLoss(nn.Module, PyroELBO):
             self._check_keys(*inputs, source)
         return found
 
+    def with_estimators(self, estimators: Mapping[str, Spec] | Spec | None) -> VariationalLoss:
+        """The same objective and options with other estimators, whose state is new."""
+        nesting = self._runner.min_nesting or None
+        other = VariationalLoss(
+            self.objective,
+            estimators,
+            max_plate_nesting=nesting,
+            vectorize=self.vectorize,
+            layout=self.layout,
+        )
+        other.steps.copy_(self.steps)
+        return other.to(self.steps.device).train(self.training)
+
     @contextmanager
     def looking(self, looks: Looks) -> Iterator[None]:
         """When copies are compared: never while a step is captured, always while it is audited."""

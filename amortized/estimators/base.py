@@ -335,15 +335,20 @@ def base_of(fn: Any) -> Any:
 _REDUNDANT = {"logits": ("probs",), "scale_tril": ("covariance_matrix", "precision_matrix")}
 
 
-def parameters_of(law: Distribution) -> list[Tensor]:
-    """The parameters of a law without redundancy, detached: ``[*batch of the base, *event]``."""
-    inner = base_of(law)
+def parameter_names(inner: Any) -> list[str]:
+    """What a law without wrappers is made of, each parameter in one of its ways to be written."""
     names = list(inner.arg_constraints)
     for kept, others in _REDUNDANT.items():
         if kept in names:
             names = [n for n in names if n not in others]
+    return names
+
+
+def parameters_of(law: Distribution) -> list[Tensor]:
+    """The parameters of a law without redundancy, detached: ``[*batch of the base, *event]``."""
+    inner = base_of(law)
     found = []
-    for name in names:
+    for name in parameter_names(inner):
         value = torch.as_tensor(getattr(inner, name)).detach()
         try:
             event_dim = inner.arg_constraints[name].event_dim

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from amortized.errors import UsageError
-from amortized.estimators.base import Cost, Draw, Site, base_of, parameters_of
+from amortized.estimators.base import (
+    Cost,
+    Draw,
+    Site,
+    base_of,
+    parameter_names,
+    parameters_of,
+)
 from amortized.estimators.elements import sum_elements
 from amortized.estimators.running import Running, applied, network_or_default
 
@@ -330,31 +337,31 @@ def squared_score(draw: Draw) -> Tensor:
     apart, leaves = found
     with torch.enable_grad():
         scores = torch.autograd.grad(
-            apart.log_prob(value.detach()).sum(), leaves, allow_unused=True, materialize_grads=True
+            apart.log_prob(value.detach()).sum(),
+            list(leaves.values()),
+            allow_unused=True,
+            materialize_grads=True,
         )
     squares = [s.square().reshape(*apart.batch_shape, -1).sum(-1) for s in scores]
     return sum_elements(torch.stack(squares).sum(0), law)
 
 
-def rebuilt(law: Distribution, batch: tuple[int, ...] = ()) -> tuple[Any, list[Tensor]] | None:
+def rebuilt(law: Distribution, batch: tuple[int, ...] = ()) -> tuple[Any, dict[str, Tensor]] | None:
     """The law of the elements with its own parameters in each place of ``batch``, and these.
 
     None where the law is not made from its parameters alone.
     """
     inner = base_of(law)
-    names = set(inner.arg_constraints)
-    names -= {"probs"} if "logits" in names else set()
-    names -= {"covariance_matrix", "precision_matrix"} if "scale_tril" in names else set()
     batch = torch.Size(broadcast_shape(batch, inner.batch_shape))
-    arguments, leaves = {}, []
+    arguments, leaves = {}, {}
     try:
-        for name in sorted(names):
+        for name in parameter_names(inner):
             constraint, value = inner.arg_constraints[name], torch.as_tensor(getattr(inner, name))
             own = value.shape[value.dim() - constraint.event_dim :]
             value = value.detach().expand((*batch, *own)).clone()
             arguments[name] = value
             if not constraint.is_discrete:
-                leaves.append(value.requires_grad_())
+                leaves[name] = value.requires_grad_()
         with torch.enable_grad():
             return type(inner)(**arguments, validate_args=False), leaves
     except (TypeError, NotImplementedError, AttributeError):

@@ -24,9 +24,9 @@ from amortized.estimators.elements import (
     held,
     is_bernoulli,
     is_categorical,
-    is_one_hot,
     linear_log_prob,
     logits_of,
+    unrelaxable,
 )
 
 
@@ -207,17 +207,7 @@ class WithRelaxedCopies(Estimator, ABC):
 
     def refusal(self, site: Site) -> str | None:
         """Bernoulli and one-hot have relaxed values."""
-        if is_bernoulli(site.law) or is_one_hot(site.law):
-            return None
-        if is_categorical(site.law):
-            return (
-                f"{site.family} draws an index, which has no relaxed values; declare the site "
-                "OneHotCategorical in model and guide, or use am.RELAX(), whose network needs none"
-            )
-        return (
-            f"{site.family} has no relaxed values (Bernoulli and OneHotCategorical have); use "
-            "am.RELAX() if its support is finite, else am.ScoreFunction(am.LeaveOneOut())"
-        )
+        return unrelaxable(site)
 
     def density(self, law: Distribution, value: Tensor) -> Tensor:
         """The log-probability as a linear function of the value."""

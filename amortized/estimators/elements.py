@@ -6,6 +6,7 @@ and control-variate estimators belong to one element, while the cost belongs to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,8 +20,8 @@ from pyro.distributions import (
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, OneHotCategorical
 
-from amortized.errors import EstimatorError
-from amortized.estimators.base import base_of
+from amortized.errors import EstimatorError, UsageError
+from amortized.estimators.base import Site, base_of
 
 _MASKED: Final = "MaskedDistribution"
 _INDEPENDENT: Final = "Independent"
@@ -152,3 +153,38 @@ def support_moves(law: Any) -> bool:
         return False
     bounds = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
     return any(isinstance(bound, Tensor) and bound.requires_grad for bound in bounds)
+
+
+def positive(what: str, number: Any) -> float:
+    """A finite number above 0.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise UsageError(f"{what}: expected a number above 0, found {number!r}")
+    if not 0.0 < number < math.inf:
+        raise UsageError(f"{what}: expected a finite number above 0, found {number!r}")
+    return float(number)
+
+
+def unrelaxable(site: Site) -> str | None:
+    """Why a site has no relaxed values, as a clause; or None."""
+    if is_bernoulli(site.law) or is_one_hot(site.law):
+        return None
+    if is_categorical(site.law):
+        return (
+            f"{site.family} has integer values, and there is nothing between two indices; write "
+            "the site as a OneHotCategorical in model and guide, or use am.RELAX(), whose network "
+            "needs no relaxed model, or am.Enumerate()"
+        )
+    return (
+        f"{site.family} has no relaxed values, only Bernoulli and OneHotCategorical do; "
+        "use am.Pathwise() where it has rsample, am.RELAX() where the support is finite, else "
+        "am.ScoreFunction(am.LeaveOneOut())"
+    )
+
+
+def copies_last(tensor: Tensor, axis: int) -> Tensor:
+    """The copies as a last dim, with a dim of size 1 where they were: ``[..., 1, ..., C]``."""
+    return tensor.unsqueeze(-1).transpose(axis - 1, -1)

@@ -15,6 +15,7 @@ from torch import distributions as dist
 from amortized.errors import EstimatorError, UsageError
 from amortized.estimators.base import Cost, Draw, Estimator, Noise, Site, base_of
 from amortized.estimators.elements import (
+    copies_last,
     element_dims,
     finite,
     is_bernoulli,
@@ -131,8 +132,7 @@ class MeasureValued(Estimator):
         parameter, share = row.shares(law, draw.memory)
         share = share.detach()
         elements = _elements(law)
-        # the copies go to a last dim and leave a dim of size 1 behind: [..., 1, ..., plates, C]
-        costs = costs.unsqueeze(-1).transpose(axis - 1, -1)
+        costs = copies_last(costs, axis)
         gained = (costs[..., 1:] - costs[..., :1]).unflatten(-1, (-1, share.shape[-1]))
         gained = gained.unflatten(-2, elements) if elements else gained.squeeze(-2)
         signal = torch.where(share != 0, share * gained, torch.zeros_like(gained))

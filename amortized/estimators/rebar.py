@@ -20,7 +20,7 @@ from amortized.estimators.conditional import (
     sum_event,
     through,
 )
-from amortized.estimators.elements import finite, is_bernoulli
+from amortized.estimators.elements import finite, is_bernoulli, positive
 
 
 class REBAR(WithRelaxedCopies):
@@ -74,7 +74,7 @@ class REBAR(WithRelaxedCopies):
     ) -> None:
         super().__init__()
         self._given = {
-            "temperature": checked_temperature("REBAR", temperature),
+            "temperature": positive("REBAR(temperature=...)", temperature),
             "scale": scale,
             "learn_scale": learn_scale,
             "learn_temperature": learn_temperature,
@@ -193,17 +193,6 @@ class REBAR(WithRelaxedCopies):
 def zeroed(term: Tensor) -> Tensor:
     """Value zero, the gradient of the term."""
     return term - term.detach()
-
-
-def checked_temperature(name: str, temperature: float) -> float:
-    """The temperature.
-
-    Raises:
-        UsageError: it is no positive number.
-    """
-    if not isinstance(temperature, int | float) or not 0.0 < temperature < math.inf:
-        raise UsageError(f"{name}(temperature={temperature!r}): expected a positive number")
-    return temperature
 
 
 def _number(module: nn.Module, name: str, value: float, learned: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amortized.estimators.base import Cost, Draw, Noise, Site, base_of
-from amortized.estimators.baselines import features_of
+from amortized.estimators.baselines import features_of, rebuilt
 from amortized.estimators.conditional import (
     carried,
     conditioned,
@@ -27,11 +27,12 @@ from amortized.estimators.elements import (
     is_categorical,
     is_one_hot,
     is_straight_through,
+    positive,
     sum_elements,
     to_elements,
 )
 from amortized.estimators.enumeration import ListsSupport
-from amortized.estimators.rebar import REBAR, checked_temperature, zeroed
+from amortized.estimators.rebar import REBAR, zeroed
 from amortized.estimators.running import Running, applied, network_or_default
 
 _FAR: Final = 1e4
@@ -93,7 +94,10 @@ class RELAX(Running, ListsSupport):
         relaxed_model: bool = False,
     ) -> None:
         super().__init__()
-        self._given = {"hidden": hidden, "temperature": checked_temperature("RELAX", temperature)}
+        self._given = {
+            "hidden": hidden,
+            "temperature": positive("RELAX(temperature=...)", temperature),
+        }
         self._given |= {"tied": tied, "relaxed_model": relaxed_model}
         self._named = None if network is None else type(network).__name__
         self.network = network_or_default("RELAX", network, hidden)
@@ -259,18 +263,12 @@ class _Held:
     @classmethod
     def of(cls, law: Any) -> _Held | None:
         """None: it cannot be made from what it calls its parameters."""
-        inner = base_of(law)
-        shape = law.batch_shape + law.event_shape
-        names = list(inner.arg_constraints)
-        try:
-            given = {name: torch.as_tensor(getattr(inner, name)).expand(shape) for name in names}
-            leaves = {name: value.detach().clone() for name, value in given.items()}
-            leaves = {name: value.requires_grad_() for name, value in leaves.items()}
-            again = type(inner)(**leaves)
-        except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        inner, shape = base_of(law), law.batch_shape + law.event_shape
+        found = rebuilt(law, shape)
+        if found is None or not found[1] or found[0].batch_shape != shape:
             return None
-        if not names or again.batch_shape != shape:
-            return None
+        again, leaves = found
+        given = {name: torch.as_tensor(getattr(inner, name)).expand(shape) for name in leaves}
         dims = element_dims(law)
         return cls(again.to_event(dims) if dims else again, list(leaves.values()), given)
 

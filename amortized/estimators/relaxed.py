@@ -20,12 +20,12 @@ from amortized.errors import UsageError
 from amortized.estimators.base import Draw, Estimator, Noise, Site, base_of
 from amortized.estimators.elements import (
     is_bernoulli,
-    is_categorical,
-    is_one_hot,
     linear_log_prob,
     logits_of,
     over_elements,
+    positive,
     sum_elements,
+    unrelaxable,
 )
 
 Terms = Literal["analytic", "relaxed", "discrete"]
@@ -223,34 +223,6 @@ class Relaxed(Estimator):
             given.append(f"prior_temperature={self.prior_temperature}")
         given += [f"terms={self.terms!r}"] if self.terms != "analytic" else []
         return f"{type(self).__name__}({', '.join(given)})"
-
-
-def positive(what: str, number: Any) -> float:
-    """A finite number above 0.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise UsageError(f"{what}: expected a number above 0, found {number!r}")
-    if not 0.0 < number < math.inf:
-        raise UsageError(f"{what}: expected a finite number above 0, found {number!r}")
-    return float(number)
-
-
-def unrelaxable(site: Site) -> str | None:
-    """Why a site has no relaxed values, as a clause; or None."""
-    if is_bernoulli(site.law) or is_one_hot(site.law):
-        return None
-    if is_categorical(site.law):
-        return (
-            f"{site.family} has integer values, and there is nothing between two indices; write "
-            "the site as a OneHotCategorical in model and guide, or use am.Enumerate()"
-        )
-    return (
-        f"{site.family} has no relaxed values, only Bernoulli and OneHotCategorical do; "
-        "use am.Pathwise() where it has rsample, else am.ScoreFunction(am.LeaveOneOut())"
-    )
 
 
 def perturbed(site: Site, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,15 @@ from torch.distributions import Distribution
 
 from amortized.errors import UsageError
 from amortized.estimators.base import Draw, Estimator, Noise, Site
-from amortized.estimators.elements import held, is_bernoulli, linear_log_prob, logits_of
-from amortized.estimators.relaxed import perturbed, positive, soften, unrelaxable
+from amortized.estimators.elements import (
+    held,
+    is_bernoulli,
+    linear_log_prob,
+    logits_of,
+    positive,
+    unrelaxable,
+)
+from amortized.estimators.relaxed import perturbed, soften
 
 Kind = Literal["plain", "gumbel", "reinmax"]
 

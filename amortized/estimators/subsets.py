@@ -12,6 +12,7 @@ from torch.distributions import Categorical
 
 from amortized.errors import UsageError
 from amortized.estimators.base import Cost, Draw, Noise, Site
+from amortized.estimators.elements import copies_last
 from amortized.estimators.enumeration import Enumerate, ListsSupport, support_of
 
 # 2 ** 10 subsets are weighed for each element of a plate
@@ -86,9 +87,7 @@ class _Subset(ListsSupport):
         axis, costs = draw.axis, cost.copies.detach()
         if axis is None or costs.dim() < -axis or costs.shape[axis] == 1:
             return None  # one value, or a cost that is the same for all of them
-        # the copies go to a last dim and leave a dim of size 1 behind: [..., 1, ..., plates, C]
-        costs = costs.unsqueeze(-1).transpose(axis - 1, -1)
-        log_q = draw.log_prob.unsqueeze(-1).transpose(axis - 1, -1)
+        costs, log_q = copies_last(costs, axis), copies_last(draw.log_prob, axis)
         weights, others = draw.memory["weights"], draw.memory["others"]
         signal = _kept(weights, self._advantage(costs, others))
         score = torch.where(signal != 0, log_q - log_q.detach(), torch.zeros_like(signal))

@@ -41,6 +41,11 @@ OBJECTIVES = {
     "closed forms": lambda: am.ELBO(kl="analytic"),
     "importance weights": lambda: am.IWAE(num_particles=3),
     "Renyi": lambda: am.Renyi(0.5, num_particles=2),
+    "beta and free bits": lambda: am.ELBO(beta=lambda step: 1.0 / (1 + step), free_bits=0.1),
+    "wake": lambda: am.ReweightedWakeSleep(3),
+    "wake and sleep": lambda: am.ReweightedWakeSleep(3, 0.5, observed=lambda sites: {}),
+    "thermodynamic": lambda: am.TVO(3, partition=3),
+    "simulations": lambda: am.ForwardKL(lambda sites: {}),
 }
 # it reads a value: a branch on a latent
 READS_VALUES = ("control_flow",)
@@ -53,11 +58,13 @@ def trained(structure: str, kind: str, make, objective, compile: str) -> Run:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     pair = EVERY[structure](kind)
-    loss = am.VariationalLoss(objective, {name: make() for name in pair.latents})
+    named = objective is None or objective.site_estimators
+    estimators = {name: make() for name in pair.latents} if named else None
+    loss = am.VariationalLoss(objective, estimators)
     svi = am.SVI(pair.model, pair.guide, loss, lr=0.1, compile=compile)
     history = svi.fit((), (), max_epochs=5, progress=False, check=False)
     keys = ("train_loss", "val_loss", "val_elbo", "val_reconstruction", "val_kl")
-    found = [value for key in keys for value in history[key]]
+    found = [value for key in keys for value in history.get(key, ())]
     return found, svi._stepper.parameters.snapshot()
 
 
@@ -94,7 +101,7 @@ def test_objectives(structure: str, kind: str, estimator: str, objective: str) -
 
 def exported(base: type) -> set[type]:
     """The classes of a kind that the package offers."""
-    every = (value for value in vars(am).values() if inspect.isclass(value))
+    every = [value for value in vars(am).values() if inspect.isclass(value)]
     return {value for value in every if issubclass(value, base) and not inspect.isabstract(value)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, final
@@ -31,11 +31,28 @@ Clock = Callable[[], float]
 
 # for the own parameters of estimators, in a warm-up
 _LEARNING_RATE: Final = 1e-2
+_DECAYS: Final = (0.9, 0.999)
+_LEAST_SCALE: Final = 1e-8
 # seconds and turns of one timing
 _LIMIT: Final = 0.02
 _LEAST_TURNS, _MOST_TURNS = 5, 25
 # half of a 95 % interval of a median, in interquartile ranges over the root of their number
 _NOTCH: Final = 1.57
+# no clock tells less apart
+_TICK: Final = 1e-9
+
+
+def clock_of(leaves: Iterable[Tensor]) -> Clock:
+    """Processor seconds, which other work on the machine does not add to; real ones on a GPU."""
+    device = next((leaf.device for leaf in leaves if leaf.is_cuda), None)
+    if device is None:
+        return time.process_time
+
+    def synchronized() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return synchronized
 
 
 @final
@@ -90,12 +107,13 @@ class Attempt:
     Attributes:
         loss: with the state that a warm-up left.
         noise: by group of parameters.
-        seconds: of one gradient, and its 95 % interval as a factor up and down.
-        bias: what its estimators say of themselves.
+        seconds: of one gradient.
+        spread: half the 95 % interval of their logarithm.
+        biased: whether any of its estimators says so of itself.
     """
 
     def __init__(self, setting: Setting, known: Trained, mapping: Mapping[str, Estimator]) -> None:
-        self.setting, self.known = setting, known
+        self.setting, self.known, self.biased = setting, known, False
         self.loss = setting.loss.with_estimators(mapping)
         self.noise: dict[str, GroupNoise] = {}
         self.seconds, self.spread = math.nan, 0.0
@@ -115,6 +133,7 @@ class Attempt:
             own = loss.estimators.by_site[escaped(site)] if site in loss.estimators.reasons else None
             if own is not None and repr(own) == repr(module):
                 own.load_state_dict(module.state_dict())
+        self.biased = any(isinstance(e, Estimator) and e.bias for e in loss.estimators.by_site.values())
         self._own = [p for p in loss.parameters() if p.requires_grad]
         if warm:
             self._learn()
@@ -161,7 +180,7 @@ class Attempt:
         """Why a step cannot be captured; empty: it can."""
         return "" if self._sampler is None else self._sampler.reason
 
-    def time(self, beside: Attempt | None = None) -> None:
+    def take_time(self, beside: Attempt | None = None) -> None:
         """Measures the seconds of a step, in turns with another one.
 
         Load comes and goes: it is the ratio to the other one, taken at the same time, that counts.
@@ -177,9 +196,9 @@ class Attempt:
                 turns.append([one.once() for one in pair])
         if beside is None:
             taken = [turn[0] for turn in turns]
-            self.seconds = statistics.median(taken)
+            self.seconds = max(statistics.median(taken), _TICK)
             return
-        ratios = [ours / theirs if theirs > 0 else 1.0 for ours, theirs in turns]
+        ratios = [max(ours, _TICK) / max(theirs, _TICK) for ours, theirs in turns]
         self.seconds = beside.seconds * statistics.median(ratios)
         self.spread = _spread(ratios)
 
@@ -216,26 +235,41 @@ class Attempt:
     def _learn(self) -> None:
         """Model and guide stay; the own parameters of estimators are moved by Adam."""
         pair, own = self.setting.pair, self._own
-        optimizer = torch.optim.Adam(own, lr=_LEARNING_RATE) if own else None
+        optimizer = _Adam(own)
         with self._quiet():
             for _ in range(self.setting.warmup_steps):
                 with buffers_aside(pair.model, pair.guide):
                     estimate = self._estimate()
-                    if optimizer is not None:
-                        found = torch.autograd.grad(estimate.loss, own, allow_unused=True)
-                        for parameter, gradient in zip(own, found, strict=True):
-                            parameter.grad = gradient
+                    if own:
+                        optimizer.step(torch.autograd.grad(estimate.loss, own, allow_unused=True))
                     self.loss.learn(estimate)
-                if optimizer is not None:
-                    optimizer.step()
-        for parameter in own:
-            parameter.grad = None
+
+
+@final
+class _Adam:
+    """Adam without torch's class, whose first use imports torch's compiler, for seconds."""
+
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        self._leaves = leaves
+        self._first = [torch.zeros_like(leaf) for leaf in leaves]
+        self._second = [torch.zeros_like(leaf) for leaf in leaves]
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor | None]) -> None:
+        self._steps += 1
+        parts = zip(self._leaves, gradients, self._first, self._second, strict=True)
+        for leaf, gradient, first, second in parts:
+            if gradient is not None:
+                first.lerp_(gradient, 1 - _DECAYS[0])
+                second.lerp_(gradient.square(), 1 - _DECAYS[1])
+                mean = first / (1 - _DECAYS[0] ** self._steps)
+                scale = (second / (1 - _DECAYS[1] ** self._steps)).sqrt() + _LEAST_SCALE
+                leaf.sub_(_LEARNING_RATE * mean / scale)
 
 
 def _spread(ratios: Sequence[float]) -> float:
     """Half a 95 % interval of the logarithm of their median."""
-    logs = [math.log(ratio) for ratio in ratios if ratio > 0]
-    if len(logs) < 2:
-        return 0.0
+    logs = [math.log(ratio) for ratio in ratios]
     low, _, high = statistics.quantiles(logs, n=4)
     return _NOTCH * (high - low) / math.sqrt(len(logs))

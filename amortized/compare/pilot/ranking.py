@@ -50,12 +50,12 @@ class Signals:
         self.means: dict[str, GroupNoise] = {}
         self._largest: dict[str, float] = {}
 
-    def add(self, attempt: Attempt, *, biased: bool) -> None:
+    def add(self, attempt: Attempt) -> None:
         """Takes a mapping into account."""
         for group, noise in attempt.noise.items():
             self._largest[group] = max(noise.variance, self._largest.get(group, 0.0))
             known = self.means.get(group)
-            if not biased and (known is None or noise.error < known.error):
+            if known is None or (not attempt.biased and noise.error < known.error):
                 self.means[group] = noise
 
     def noise(self, attempt: Attempt) -> tuple[float, float, float]:

@@ -1,0 +1,306 @@
+"""The search for a mapping: one site after the other, the others as they were chosen so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, final
+
+import torch
+
+from amortized.checks.isolation import isolated
+from amortized.compare.groups import SIDES, Trained, trained
+from amortized.compare.pilot.attempt import Attempt, Setting
+from amortized.compare.pilot.options import Candidates, Option, options_at, refuse_candidates
+from amortized.compare.pilot.outcome import Outcome, Row, Verdict
+from amortized.compare.pilot.ranking import Signals, Work, best, shares
+from amortized.errors import AmortizedError
+from amortized.estimators.base import Estimator
+from amortized.sites import escaped
+
+Budget = float | Callable[[float], float]
+"""Seconds, or a function of the seconds of a step that says so."""
+
+# draws of a mapping; and so many times as many, so often, where two cannot be told apart
+_DRAWS: Final = 32
+_MORE: Final = 4
+_ROUNDS: Final = 2
+_SWEEPS: Final = 2
+# what a first attempt takes, in evaluations by the programs as they are written
+_OF_AN_ATTEMPT: Final = 30
+# bytes of all intermediate results of one step, at most
+_MOST_BYTES: Final = 2**30
+_FAILURES: Final = (
+    AmortizedError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    ArithmeticError,
+)
+
+
+def searched(
+    setting: Setting,
+    candidates: Candidates,
+    budget: Budget,
+    *,
+    biased: bool = False,
+    present: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Look for the mapping with the least work; programs, generators and losses stay as they are.
+
+    Args:
+        setting: the programs on a batch, and how they are trained.
+        candidates: what may be tried.
+        budget: seconds of the pilot.
+        biased: whether biased estimators may be.
+        present: names of the estimators in use by site; default those of the library.
+
+    Raises:
+        AmortizedError: the programs fail with what the sites have at the beginning.
+        UsageError: candidates that are none.
+    """
+    began = time.perf_counter()
+    with isolated(setting.pair.model, setting.pair.guide):
+        outcome = _found_sites(setting, candidates, biased=biased)
+        for site, name in (present or {}).items():
+            known = outcome.options[site].options if site in outcome.options else []
+            outcome.chosen |= {site: option for option in known if option.name == name}
+        search = _Search(setting, trained(setting.pair), outcome, budget)
+        search.run()
+    outcome.rows.sort(key=lambda row: list(outcome.options).index(row.site))
+    outcome.seconds = time.perf_counter() - began
+    return outcome
+
+
+def _found_sites(setting: Setting, candidates: Candidates, *, biased: bool) -> Outcome:
+    """The random sites of the guide, and what each may have."""
+    pair, look = setting.pair, setting.loss.with_estimators(None)
+    with torch.no_grad():
+        run = look.estimate(pair.model, pair.guide, pair.args, pair.kwargs, data=setting.data).run
+    reasons = look.estimators.reasons
+    found = {
+        latent.name: latent.draw.site
+        for latent in run.latents
+        if latent.name in reasons and latent.draw.site.family != "Delta"
+    }
+    refuse_candidates(candidates, found)
+    weighted = not look.objective.additive
+    options = {
+        name: options_at(site, candidates, biased=biased, weighted=weighted, reason=reasons[name])
+        for name, site in found.items()
+    }
+    return Outcome(options, {name: of.start for name, of in options.items()})
+
+
+@final
+class _Search:
+    """Coordinate descent over sites."""
+
+    def __init__(
+        self, setting: Setting, known: Trained, outcome: Outcome, budget: Budget
+    ) -> None:
+        self.setting, self.known, self.outcome = setting, known, outcome
+        self.signals = Signals()
+        self._began = setting.clock()
+        self._budget = budget if isinstance(budget, int | float) else math.inf
+        self._of_a_step = None if isinstance(budget, int | float) else budget
+        self._longest = 0.0
+        self._rows: dict[tuple[str, str], Row] = {}
+
+    def run(self) -> None:
+        """Measure as long as the budget lasts."""
+        outcome = self.outcome
+        sites = [name for name, of in outcome.options.items() if len(of.admissible) > 1]
+        self._declare()
+        if sites and self._budget > 0:
+            incumbent = self._incumbent()
+            if incumbent is not None:
+                last = self._descend(incumbent, sites)
+                by_site = last.loss.estimators.by_site
+                modules = {site: by_site[escaped(site)] for site in outcome.chosen}
+                outcome.learned = {s: m for s, m in modules.items() if isinstance(m, Estimator)}
+        self._conclude()
+        outcome.rows = list(self._rows.values())
+
+    def _descend(self, incumbent: Attempt, sites: list[str]) -> Attempt:
+        """One site after the other; a second time if a choice may have changed others."""
+        for sweep in range(_SWEEPS):
+            changed = False
+            for site in shares(incumbent.noise, self.signals, sites):
+                found = self._choose(site, incumbent)
+                changed = changed or found is not incumbent
+                incumbent = found
+            if not changed or len(sites) == 1 or sweep == _SWEEPS - 1 or not self._has_time():
+                break
+        return incumbent
+
+    def _declare(self) -> None:
+        """A row for every candidate, measured or not."""
+        for site, of in self.outcome.options.items():
+            if not of.options or of.fixed:
+                name = of.start.name
+                self._rows[site, name] = Row(site, name, "fixed", of.fixed, of.start.bias)
+            for option in of.options:
+                verdict: Verdict = "refused" if option.refusal else "not measured"
+                why = option.refusal or "the budget ended before it"
+                row = Row(site, option.name, verdict, why, option.bias)
+                self._rows.setdefault((site, option.name), row)
+
+    def _incumbent(self) -> Attempt | None:
+        """The mapping at the beginning; None where there is no time for it and one more."""
+        attempt = Attempt(self.setting, self.known, self._recipes({}))
+        warm = any(
+            option.learns and site not in self.setting.learned
+            for site, option in self.outcome.chosen.items()
+        )
+        attempt.prepare(warm=False)
+        one = attempt.once()
+        if self._of_a_step is not None:
+            self._budget = self._of_a_step(one)
+        if not self._has_time(2 * _OF_AN_ATTEMPT * one):
+            return None
+        if warm:
+            attempt.prepare(warm=True)
+        began = self.setting.clock()
+        attempt.draw(_DRAWS)
+        attempt.take_time()
+        if self._of_a_step is not None:
+            self._budget = self._of_a_step(attempt.seconds)
+        self._longest = self.setting.clock() - began
+        self.signals.add(attempt)
+        if attempt.reason and self.setting.captured:
+            self.outcome.notes.append(
+                f"seconds are those of the programs as they are written: {attempt.reason}"
+            )
+        return attempt
+
+    def _choose(self, site: str, incumbent: Attempt) -> Attempt:
+        """Measure the candidates of one site, and take the best."""
+        outcome = self.outcome
+        options, tried = [outcome.chosen[site]], [incumbent]
+        for option in outcome.options[site].admissible:
+            if option.name != outcome.chosen[site].name and self._has_time(self._longest):
+                attempt = self._attempt(site, option, incumbent)
+                if attempt is not None:
+                    options.append(option)
+                    tried.append(attempt)
+        works = self._refined(tried)
+        place = best(works)
+        for option, attempt, work in zip(options, tried, works, strict=True):
+            self._rows[site, option.name] = self._row(site, option, attempt, work, works[0])
+        if place:
+            row = self._rows[site, options[place].name]
+            self._rows[site, options[place].name] = replace(row, verdict="chosen")
+            outcome.chosen[site] = options[place]
+        return tried[place]
+
+    def _attempt(self, site: str, option: Option, incumbent: Attempt) -> Attempt | None:
+        """One candidate; what fails is recorded."""
+        key = site, option.name
+        began = self.setting.clock()
+        try:
+            attempt = Attempt(self.setting, self.known, self._recipes({site: option}))
+            why = self._too_large(site, option, incumbent)
+            if why:
+                self._rows[key] = replace(self._rows[key], verdict="refused", why=why)
+                return None
+            attempt.prepare(warm=option.learns)
+            attempt.draw(_DRAWS)
+            attempt.take_time(incumbent)
+        except _FAILURES as error:
+            text = " ".join(str(error).split())[:300]
+            who = "" if isinstance(error, AmortizedError) else f"{type(error).__name__}: "
+            self._rows[key] = replace(self._rows[key], verdict="failed", why=f"{who}{text}")
+            return None
+        self.signals.add(attempt)
+        self._longest = max(self._longest, self.setting.clock() - began)
+        return attempt
+
+    def _too_large(self, site: str, option: Option, incumbent: Attempt) -> str:
+        """Why a candidate is not even tried: the memory of its copies."""
+        of = self.outcome.options[site].site
+        now = self.outcome.chosen[site].recipe.copies(of)
+        copies = option.recipe.copies(of)
+        size = 4 * (incumbent.elements or 0) * copies // max(1, now)
+        if size <= _MOST_BYTES:
+            return ""
+        return f"it evaluates {copies} values, and a step would take about {size / 1e9:.1f} GB"
+
+    def _refined(self, tried: Sequence[Attempt]) -> list[Work]:
+        """Their work; with more draws where the best cannot be told from the one in use."""
+        works = [self.signals.work(attempt) for attempt in tried]
+        draws = _DRAWS
+        for _ in range(_ROUNDS):
+            draws *= _MORE
+            least = min(range(len(works)), key=lambda i: works[i].value)
+            if least == 0 or works[least].clearly_less(works[0]):
+                break
+            if not self._has_time(2 * self._longest):
+                break
+            for attempt in (tried[0], tried[least]):
+                attempt.draw(draws)
+                self.signals.add(attempt)
+            works = [self.signals.work(attempt) for attempt in tried]
+        return works
+
+    def _row(self, site: str, option: Option, attempt: Attempt, work: Work, before: Work) -> Row:
+        parts = [attempt.noise[side] for side in SIDES if side in attempt.noise]
+        gain = before.value / work.value
+        clear = work.clearly_less(before)
+        verdict: Verdict = "tied" if clear or not before.clearly_less(work) else "worse"
+        if work is before:
+            verdict = "kept"
+        return Row(
+            site,
+            option.name,
+            verdict,
+            _reason(gain, work, before, clear=clear),
+            option.bias,
+            variance=sum(part.variance for part in parts),
+            variance_interval=(
+                sum(part.interval[0] for part in parts),
+                sum(part.interval[1] for part in parts),
+            ),
+            seconds=attempt.seconds,
+            noise=self.signals.noise(attempt)[0],
+            work=work.value,
+            gain=gain,
+            draws=max(part.count for part in parts),
+        )
+
+    def _conclude(self) -> None:
+        """What each site has in the end."""
+        for (site, name), row in self._rows.items():
+            chosen = self.outcome.chosen[site].name == name
+            if chosen and row.verdict not in ("chosen", "fixed"):
+                why = row.why if row.verdict == "kept" else "nothing was measured: it has it already"
+                self._rows[site, name] = replace(row, verdict="kept", why=why)
+            elif not chosen and row.verdict in ("chosen", "kept"):
+                self._rows[site, name] = replace(row, verdict="worse")
+
+    def _recipes(self, other: Mapping[str, Option]) -> dict[str, Estimator]:
+        fixed = self.outcome.options
+        chosen = {**self.outcome.chosen, **other}
+        return {site: o.recipe for site, o in chosen.items() if not fixed[site].fixed}
+
+    def _has_time(self, needed: float = 0.0) -> bool:
+        return self.setting.clock() - self._began + needed < self._budget
+
+
+def _reason(gain: float, work: Work, before: Work, *, clear: bool) -> str:
+    if work is before:
+        return "no other one was clearly better"
+    reach = math.exp(math.hypot(work.spread, before.spread))
+    between = f"[{gain / reach:.2g}, {gain * reach:.2g}]"
+    if clear:
+        return f"{gain:.2g} times less work {between}"
+    if before.clearly_less(work):
+        return f"{1 / gain:.2g} times the work"
+    return f"not clearly better: {gain:.2g} times less work {between}"
+

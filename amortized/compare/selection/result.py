@@ -1,0 +1,118 @@
+"""A chosen mapping of estimators, with the measurements that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+from amortized.compare.pilot.outcome import Row
+from amortized.compare.tables import Sheet, Tabled
+from amortized.estimators.base import Estimator
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Selection(Tabled, Mapping[str, Estimator]):
+    """The estimator of each site, to be passed on as ``VariationalLoss(estimators=...)``.
+
+    Attributes:
+        names: of the chosen estimators, by site.
+        rows: one a site and candidate, the chosen one first.
+        pilot_seconds: what the measurements took.
+        about: sentences that a reader of the table must know.
+    """
+
+    estimators: dict[str, Estimator]
+    names: dict[str, str]
+    rows: list[Row]
+    pilot_seconds: float
+    about: list[str]
+
+    def __getitem__(self, site: str) -> Estimator:
+        """The estimator of a site."""
+        return self.estimators[site]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the sites."""
+        return iter(self.estimators)
+
+    def __len__(self) -> int:
+        """How many sites have one."""
+        return len(self.estimators)
+
+    def row(self, site: str, candidate: str) -> Row:
+        """What was found of a candidate at a site.
+
+        Raises:
+            KeyError: nothing.
+        """
+        for row in self.rows:
+            if (row.site, row.candidate) == (site, candidate):
+                return row
+        raise KeyError((site, candidate))
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why each site has its estimator."""
+        kept = ("chosen", "kept", "fixed")
+        return {row.site: row.why for row in self.rows if row.verdict in kept}
+
+    @property
+    def options(self) -> list[str]:
+        """The same mapping for the command line: ``site=name`` each."""
+        return [f"{site}={self.names[site]}" for site in self.estimators]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: the mapping by names, and the rows."""
+        return {
+            "estimators": dict(self.names),
+            "reasons": self.reasons,
+            "pilot_seconds": self.pilot_seconds,
+            "notes": list(self.about),
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """A dict a site and candidate, with both ends of the interval."""
+        found = []
+        for row in self.rows:
+            record = asdict(row)
+            low, high = record.pop("variance_interval") or (None, None)
+            found.append({**record, "variance_low": low, "variance_high": high})
+        return found
+
+    def sheet(self) -> Sheet:
+        """The table for people."""
+        return Sheet(_HEADS, [_cells(row) for row in self.rows], _WORDS)
+
+    def notes(self) -> list[str]:
+        """The mapping, and what one must know of the measurements."""
+        mapping = ", ".join(f"{site!r}: {self.names[site]!r}" for site in self.estimators)
+        biased = [row for row in self.rows if row.verdict in ("chosen", "kept") and row.bias]
+        return [
+            f"chosen: {{{mapping}}}",
+            *(f"site {row.site!r}: {row.candidate} is biased: {row.bias}" for row in biased),
+            f"the pilot took {self.pilot_seconds:.1f} s; 95 % intervals",
+            *self.about,
+        ]
+
+
+_HEADS = ["site", "candidate", "", "variance [95 %]", "noise", "ms", "work (ms)", "why"]
+_WORDS = ("site", "candidate", "", "why")
+
+
+def _cells(row: Row) -> list[str]:
+    label = f"{row.candidate} (biased)" if row.bias else row.candidate
+    start = [row.site, label, row.verdict]
+    if row.variance is None or row.variance_interval is None:
+        return [*start, "-", "-", "-", "-", row.why]
+    low, high = row.variance_interval
+    return [
+        *start,
+        f"{row.variance:.3g} [{low:.2g}, {high:.2g}]",
+        f"{row.noise:.3g}",
+        f"{1e3 * (row.seconds or 0.0):.3g}",
+        f"{1e3 * (row.work or 0.0):.3g}",
+        row.why,
+    ]

@@ -6,6 +6,8 @@ from amortized.checks.report import Report as Report
 from amortized.compare.gradients import compare_gradients as compare_gradients
 from amortized.compare.result import GradientComparison as GradientComparison
 from amortized.compare.result import GradientRow as GradientRow
+from amortized.compare.selection.result import Selection as Selection
+from amortized.compare.selection.select import select_estimators as select_estimators
 from amortized.compare.training.result import TrainingComparison as TrainingComparison
 from amortized.compare.training.training import compare_training as compare_training
 from amortized.compare.training.trial import Trial as Trial

@@ -15,6 +15,7 @@ import typer
 
 from amortized.checks.check import check as check_pair
 from amortized.checks.report import CODES, Report
+from amortized.compare.selection import command as selecting
 from amortized.compare.training import command as comparing
 from amortized.errors import (
     AmortizedError,
@@ -271,6 +272,9 @@ def compare(
     interrupted = comparing.run(request)
     if interrupted is not None:
         _fail(interrupted, _INTERRUPTED)
+
+
+app.command()(selecting.select)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -54,6 +54,8 @@ class VariationalLoss(nn.Module, PyroELBO):
         estimators: by site name or glob, tried in that order; or one for all random sites. A site
             that none matches takes ``infer={"estimator": ...}``, then ``infer={"enumerate": ...}``,
             then a default for its distribution. An instance is a recipe, copied for each site.
+            ``"auto"``: `SVI.fit` chooses by measuring, see `select_estimators`; without it sites
+            have their defaults.
         max_plate_nesting: at least this many plate dims are reserved (else found by a probe run).
         vectorize: evaluate copies and particles on extra left dims (fast); False evaluates copy by
             copy, for programs that cannot broadcast.
@@ -367,7 +369,8 @@ class VariationalLoss(nn.Module, PyroELBO):
 
     def extra_repr(self) -> str:
         """What was asked for."""
-        return f"{self.objective!r}, {self.estimators.recipes.by_pattern!r}"
+        recipes = self.estimators.recipes
+        return f"{self.objective!r}, {'auto' if recipes.auto else recipes.by_pattern!r}"
 
     def __repr__(self) -> str:
         """One line, without the per-site copies."""

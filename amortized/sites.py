@@ -31,6 +31,8 @@ class SiteEstimators(nn.Module):
         self._families: dict[str, str] = {}
         self.learns = False
         """Whether any site's estimator has parameters of its own."""
+        self.switches = 0
+        """How often `switch` was called: what was captured before serves no longer."""
 
     def choose(self, site: Site, infer: Mapping[str, Any]) -> Estimator:
         """The site's estimator.
@@ -64,6 +66,33 @@ class SiteEstimators(nn.Module):
         for own in self.by_site.values():
             if isinstance(own, Estimator):
                 own.advance()
+
+    def chosen(self) -> dict[str, Estimator]:
+        """What measuring chose under ``"auto"``, by site."""
+        return dict(self.recipes.by_pattern) if self.recipes.auto else {}
+
+    def by_name(self) -> dict[str, Estimator]:
+        """The estimator of each site that was met."""
+        found = {name: self.by_site[escaped(name)] for name in self._families}
+        return {name: own for name, own in found.items() if isinstance(own, Estimator)}
+
+    def switch(self, chosen: Mapping[str, Estimator]) -> list[nn.Parameter]:
+        """Other estimators for sites from now on: they are made when their site is next met.
+
+        Returns:
+            The parameters that nothing uses any more.
+        """
+        gone: list[nn.Parameter] = []
+        self.switches += 1
+        for name, recipe in chosen.items():
+            self.recipes.by_pattern[name] = recipe
+            if escaped(name) in self.by_site:
+                gone += self.by_site.pop(escaped(name)).parameters()
+            self._families.pop(name, None)
+        known = [*self.recipes.by_pattern.values(), *self.by_site.values()]
+        self.in_rows = any(isinstance(own, Estimator) and own.in_rows for own in known)
+        self.learns = any(next(own.parameters(), None) is not None for own in self.by_site.values())
+        return gone
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Refuse the state of sites that this loss has not met yet."""

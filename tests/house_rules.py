@@ -30,7 +30,7 @@ LAYERS = [
     {"checks"},
     {"compare"},
     {"fit"},
-    {"compare/training"},
+    {"compare/training", "compare/selection"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -30,6 +30,15 @@ def test_a_page_that_stands_alone() -> None:
     assert names["svi"].params()["slope"] > 0.1
 
 
+def test_what_the_model_sums_out(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "docs/marginalization.md"
+    names = run(blocks(page), page)
+    history = names["history"]["train_loss"]
+    assert history[-1] < 0.7 * history[0]
+    table, loss = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert "summed out in the model" in table and float(loss) > 0
+
+
 @pytest.mark.parametrize(
     "page",
     ["docs/check.md", "docs/how-to-choose.md", "docs/migration-from-pyro.md", "docs/quickstart.md"],

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 
 from amortized.checks.places import names_words, place, similar
 from amortized.checks.report import Finding
+from amortized.estimators.base import base_of
 from amortized.programs.survey import Statement, Survey
 
 
@@ -117,8 +118,8 @@ def _missing_in_guide(guide: Survey, model: Survey) -> Iterator[Finding]:
     for name, statement in model.latents.items():
         if name in guide.statements:
             continue
-        if statement.infer.get("enumerate"):
-            continue  # summed out in the model
+        if _summed_out(statement):
+            continue
         close = renamed.get(name)
         hint = f"did you mean {close!r} in the guide? " if close else ""
         instead = f", and has {close!r}, which the model does not sample" if close else ""
@@ -132,8 +133,21 @@ def _missing_in_guide(guide: Survey, model: Survey) -> Iterator[Finding]:
             f"{names_words(guide.latents)}){instead}{computed}",
             "a guide site for every latent of the model",
             f"{hint}give the guide a pyro.sample({name!r}, ...); if it is data, observe it in "
-            "the model with obs=, and pass the data",
+            "the model with obs=, and pass the data"
+            + (
+                "; or let the model sum it out, infer={'enumerate': 'parallel'}"
+                * _finite(statement)
+            ),
         )
+
+
+def _finite(statement: Statement) -> bool:
+    return bool(getattr(base_of(statement.fn), "has_enumerate_support", False))
+
+
+def _summed_out(statement: Statement) -> bool:
+    """Whether the model sums a site out that the guide lacks."""
+    return _finite(statement) and bool(statement.infer.get("enumerate"))
 
 
 def _renamed(guide: Survey, model: Survey) -> dict[str, str]:
@@ -141,7 +155,8 @@ def _renamed(guide: Survey, model: Survey) -> dict[str, str]:
     strangers = {name for name, s in guide.latents.items() if not s.auxiliary}
     strangers -= model.statements.keys()
     found: dict[str, str] = {}
-    for name in [n for n in model.latents if n not in guide.statements]:
+    absent = {n: s for n, s in model.latents.items() if n not in guide.statements}
+    for name in [n for n, s in absent.items() if not _summed_out(s)]:
         # the missing part of what is observed with obs_mask=
         whole = name.removesuffix("_unobserved")
         close = whole if whole in strangers else similar(name, strangers)

@@ -7,7 +7,7 @@ What is recorded are the calls below autograd, backward passes included. Tensors
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 _DETACH: Final = torch.ops.aten.detach.default
 _READS: Final = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
@@ -33,10 +33,21 @@ class Call:
     function: Callable[..., Any]
     arguments: list[Any]
     spec: TreeSpec
+    names: tuple[str, ...] | None
+    """Of the last arguments, which are passed by name; None: some arguments are nested."""
     read: list[tuple[int, int]]
     """Place among the arguments, and slot."""
     written: list[tuple[int, int]]
     """Place among the results, and slot."""
+
+    def run(self, arguments: list[Any]) -> Any:
+        """What the function gives for such leaves."""
+        if self.names is None:
+            args, kwargs = tree_unflatten(arguments, self.spec)
+            return self.function(*args, **kwargs)
+        count = len(arguments) - len(self.names)
+        named = dict(zip(self.names, arguments[count:], strict=True))
+        return self.function(*arguments[:count], **named)
 
     @property
     def single(self) -> bool:
@@ -80,8 +91,8 @@ class Recording:
                 arguments = call.arguments.copy()
                 for place, slot in call.read:
                     arguments[place] = values[slot]
-                args, kwargs = tree_unflatten(arguments, call.spec)
-                results = tree_flatten(call.function(*args, **kwargs))[0]
+                result = call.run(arguments)
+                results = (result,) if isinstance(result, Tensor) else tree_leaves(result)
                 for place, slot in call.written:
                     values[slot] = results[place]
                 for slot in dead:
@@ -133,8 +144,10 @@ class _Recorder(TorchDispatchMode):
         if noise and func._schema.is_mutable:
             self._spread(arguments[0])
         result = func(*args, **(kwargs or {}))
-        results = tree_flatten(result)[0]
-        self._note(func, arguments, spec, results)
+        results = tree_leaves(result)
+        nested = any(isinstance(value, list | tuple | dict) for value in _outer(args, kwargs))
+        names = None if nested else tuple(kwargs or ())
+        self._note(_Call(func, arguments, spec, names, [], []), results)
         changed = given if func._schema.is_mutable else []
         for value in (*results, *changed):
             if isinstance(value, Tensor) and (random or noise):
@@ -155,14 +168,13 @@ class _Recorder(TorchDispatchMode):
             raise NotRecordedError("the gradient does not come from recorded calls")
         return Recording(self._calls, found, len(self._alive), made)
 
-    def _note(
-        self, func: Callable[..., Any], arguments: list[Any], spec: TreeSpec, results: list[Any]
-    ) -> None:
-        read = [(i, self._slots[id(v)]) for i, v in enumerate(arguments) if id(v) in self._slots]
+    def _note(self, call: _Call, results: list[Any]) -> None:
+        places = enumerate(call.arguments)
+        read = [(i, self._slots[id(value)]) for i, value in places if id(value) in self._slots]
         written = [(i, self._slot(v)) for i, v in enumerate(results) if isinstance(v, Tensor)]
-        taken = {place for place, _ in read}
-        kept = [None if i in taken else value for i, value in enumerate(arguments)]
-        self._calls.append(Call(func, kept, spec, read, written))
+        for place, _ in read:
+            call.arguments[place] = None
+        self._calls.append(replace(call, read=read, written=written))
 
     def _slot(self, tensor: Tensor) -> int:
         if id(tensor) not in self._slots:
@@ -191,6 +203,10 @@ class _NoReads(TorchFunctionMode):
         if func in _READS:
             raise NotRecordedError("the programs read the value of a tensor")
         return func(*args, **(kwargs or {}))
+
+
+def _outer(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[Any, ...]:
+    return (*args, *(kwargs or {}).values())
 
 
 def _memory(tensor: Tensor) -> int:

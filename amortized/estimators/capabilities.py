@@ -175,13 +175,12 @@ def markdown() -> str:
     lines = [
         "## Estimators",
         "",
-        "| name | class | mean of the gradient | needs | copies in rows | "
-        "sums over its plate later on | runs the guide twice |",
-        "|---|---|---|---|---|---|---|",
+        "| name | class | mean of the gradient | needs | copies in rows | runs the guide twice |",
+        "|---|---|---|---|---|---|",
     ]
     for name, e in known.items():
         mean = f"biased: {e.bias}" if e.bias else "unbiased"
-        answers = [_yes(e.in_rows), _yes(e.joint_copies), _yes(e.frozen)]
+        answers = [_yes(e.in_rows), _yes(e.frozen)]
         cells = [f"`{name}`", f"`{e!r}`", mean, e.needs or "nothing", *answers]
         lines.append(f"| {' | '.join(cells)} |")
     lines = [*lines, *_by_law(known), "", *_by_setting(known)]

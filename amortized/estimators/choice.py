@@ -94,11 +94,9 @@ class Recipes:
     """The estimators asked for from outside, by exact name or glob, in order."""
 
     def __init__(self, given: Mapping[str, Spec] | Spec | None) -> None:
-        if given == "auto":
-            raise UsageError(
-                "estimators='auto' is not there yet: name estimators, or leave the argument out "
-                "for the default of each distribution"
-            )
+        self.auto = given == "auto"
+        """Whether `amortized.SVI` chooses by measuring, and may choose again."""
+        given = None if self.auto else given
         self.for_all = given is not None and not isinstance(given, Mapping)
         table = given if isinstance(given, Mapping) else {} if given is None else {"*": given}
         self.by_pattern = {pattern: estimator_of(spec) for pattern, spec in table.items()}
@@ -112,11 +110,13 @@ class Recipes:
             return Choice(estimator_of(wish), "infer['estimator'] at the site")
         if enumerate_wish:
             return Choice(Enumerate(), "infer['enumerate'] at the site")
-        return default_for(site)
+        found = default_for(site)
+        return Choice(found.recipe, f"auto, not measured: {found.reason}") if self.auto else found
 
     def _match(self, site: Site) -> Choice | None:
         if site.name in self.by_pattern:
-            return Choice(self.by_pattern[site.name], f"mapping {site.name!r}")
+            reason = "auto: measured in training" if self.auto else f"mapping {site.name!r}"
+            return Choice(self.by_pattern[site.name], reason)
         for pattern, recipe in self.by_pattern.items():
             if pattern != site.name and fnmatchcase(site.name, pattern):
                 # a glob speaks of random sites; a Delta only carries a value that was drawn before

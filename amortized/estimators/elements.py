@@ -13,12 +13,17 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from pyro.distributions import (
-    OneHotCategoricalStraightThrough,
     RelaxedBernoulliStraightThrough,
     RelaxedOneHotCategoricalStraightThrough,
 )
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, OneHotCategorical
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    Independent,
+    OneHotCategorical,
+    OneHotCategoricalStraightThrough,
+)
 
 from amortized.errors import EstimatorError, UsageError
 from amortized.estimators.base import Site, base_of

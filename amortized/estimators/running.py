@@ -63,7 +63,7 @@ def complete(state: MutableMapping[str, Any]) -> None:
         if own is not None and f"{own[1]}rate" not in state:
             value = state[name]
             numbers = {"mean": 0.0, "square": 1.0, "rate": 0.0}
-            state |= {f"{own[1]}{key}": value.new_full((), n) for key, n in numbers.items()}
+            state.update({f"{own[1]}{key}": value.new_full((), n) for key, n in numbers.items()})
         relax = re.fullmatch(r"(.*by_site\..*\.)log_temperature", name)
         if relax is not None and f"{relax[1]}square" in state:
             state.setdefault(f"{relax[1]}rate", state[name].new_full((), _SLOWEST))

@@ -29,6 +29,7 @@ from amortized.fit.progress import Reporter, reporter
 from amortized.fit.recovery import recovery_of
 from amortized.fit.resume import Moment, only_looking, resumed
 from amortized.fit.rng import fresh_seed, restore_rng, seeded
+from amortized.fit.selecting import Selecting
 from amortized.fit.step import Stepper
 from amortized.fit.terms import Averager
 from amortized.fit.validation import Validation
@@ -48,6 +49,7 @@ class Loop:
             training=stepper.parameters.training,
             save=self._save,
         )
+        self._selecting = Selecting(stepper, plan)
         self._recovery = recovery_of(plan.non_finite, plan.non_finite_limit, stepper, plan.schedule)
         self._moment = Moment(self._recovery)
         self._interrupts = Interrupts()
@@ -97,6 +99,7 @@ class Loop:
         found, given = resumed(self.plan.resume_from, self.stepper, self.plan)
         self.state.resumed_from = found.path
         self._moment.load_state_dict(found.state["moment"], self.state, self.plan)
+        self._selecting.load_state_dict(found.state.get("selection", {}))
         self._moment.last_saved = found.path
         self._moment.keep_callbacks(found.state)
         self._moment.options = settled(found.metadata["config"], given)
@@ -170,6 +173,8 @@ class Loop:
             self._get_ready(batch)
         weight = plan.kl_weight(step=state.step, epochs=self._epochs_done())
         self._moment.weigh(weight)
+        if self._selecting.due(state.step):
+            self._select(batch, weight)
         state.whole = False
         try:
             # in a group every data point counts the same
@@ -183,6 +188,12 @@ class Loop:
         if apply:
             self._apply()
         state.whole = not self.stepper.pending
+
+    def _select(self, batch: Any, weight: float) -> None:
+        """Other estimators, if they are better; that is not counted as training."""
+        self.history.notices += self._selecting.choose(batch, self.state.step, weight)
+        self._moment.leave_out(self._selecting.seconds)
+        self._recovery.restart()
 
     def _culprit(self, batch: Any, error: AmortizedError) -> DataError | None:
         """The rows at fault; a policy may go on where a loss is not finite."""
@@ -311,7 +322,7 @@ class Loop:
                 self._get_ready(next(self.plan.train.epoch()))
         path = checkpoint.write(
             folder,
-            self._moment.state_dict(self.stepper, self.state, self.plan),
+            self._moment.state_dict(self.stepper, self.state, self.plan, self._selecting.done),
             step=self.stepper.steps,
             epoch=self.state.epoch,
             metrics={} if self._moment.mid_epoch else _finite(self.history.last()),

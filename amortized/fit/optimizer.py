@@ -60,6 +60,17 @@ class GroupedOptimizer:
         for part in parts:
             self._add(part)
 
+    def forget(self, leaves: Iterable[Tensor]) -> None:
+        """Moves these parameters no more; their groups stay, so that schedulers know as many."""
+        if self.torch_optimizer is None:
+            return
+        gone = {id(leaf): leaf for leaf in leaves}
+        for group in self.built.param_groups:
+            group["params"] = [leaf for leaf in group["params"] if id(leaf) not in gone]
+        for leaf in gone.values():
+            self.built.state.pop(leaf, None)
+        self._known -= gone.keys()
+
     def leaves(self) -> list[Tensor]:
         """Every parameter that it moves."""
         return [leaf for group in self.built.param_groups for leaf in group["params"]]

@@ -152,11 +152,15 @@ class Parameters:
         return {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
-        """Writes a snapshot back, in place."""
+        """Writes a snapshot back, in place; what estimators knew that are gone is left out."""
         tensors = self.tensors()
         with torch.no_grad():
             for name, value in snapshot.items():
-                tensors[name].copy_(value)
+                own = tensors.get(name)
+                if own is not None and own.shape == value.shape:
+                    own.copy_(value)
+                elif not name.startswith("loss."):
+                    tensors[name].copy_(value)
 
     def first(self) -> Tensor | None:
         """The first parameter of model or guide, whose device is that of the pair."""

@@ -37,6 +37,9 @@ class Recovery(ABC):
     def begin(self) -> None:  # noqa: B027
         """Parameters and optimizer exist, and a batch is about to be used."""
 
+    def restart(self) -> None:  # noqa: B027
+        """Earlier moments hold the state of other estimators."""
+
     def after_step(self) -> None:  # noqa: B027
         """A good step was taken."""
 
@@ -137,6 +140,11 @@ class Rollback(Recovery):
         """Keeps the first moment."""
         if not self._kept:
             self._keep()
+
+    def restart(self) -> None:
+        """Keeps this moment, and no other."""
+        self._kept = []
+        self._keep()
 
     def after_step(self) -> None:
         """Keeps a moment now and then."""

@@ -24,8 +24,10 @@ from amortized.fit.options import Options, options_of
 from amortized.fit.plan import Plan
 from amortized.fit.recovery import Recovery
 from amortized.fit.rng import preserved_rng, restore_rng, rng_state
+from amortized.fit.selecting import adopt, selection_of
 from amortized.fit.step import Stepper
 from amortized.fit.terms import Averager
+from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
 
 # so many batches are looked at for parameters that only some branches declare
@@ -132,6 +134,11 @@ class Moment:
         """An epoch begins, or goes on in this process."""
         self._since = time.perf_counter()
 
+    def leave_out(self, seconds: float) -> None:
+        """The last seconds were no training."""
+        if self._since is not None:
+            self._since += seconds
+
     @property
     def elapsed(self) -> float:
         """Seconds in this epoch, those of earlier processes included."""
@@ -158,11 +165,13 @@ class Moment:
         """Whether the KL has always had weight one."""
         return not self._weighted
 
-    def state_dict(self, stepper: Stepper, state: FitState, plan: Plan) -> dict[str, Any]:
-        """The whole state of a training."""
+    def state_dict(
+        self, stepper: Stepper, state: FitState, plan: Plan, done: int = 0
+    ) -> dict[str, Any]:
+        """The whole state of a training that chose estimators so often."""
         return {
             **stepper.state_dict(),
-            "data": plate_state(plan.data),
+            **plate_and_choice(plan.data, stepper.loss, done),
             "history": state.history.state_dict(),
             "callbacks": self._states_of(plan.callbacks),
             "moment": {
@@ -255,6 +264,7 @@ def resumed(path: Path, stepper: Stepper, plan: Plan) -> tuple[Checkpoint, Optio
             )
     _warn_of_other_machine(found.metadata)
     with preserved_rng():
+        adopt(stepper, found.state)
         _declare_parameters(found, stepper, plan)
         refuse_other_program(found, stepper.parameters.tensors())
         if plan.schedule is not None:
@@ -308,9 +318,10 @@ def _parameters_of(found: Checkpoint) -> dict[str, Tensor]:
     return saved
 
 
-def plate_state(data: DataPlate) -> dict[str, Any]:
-    """The data plate as plain values."""
-    return {"plate": data.name, "size": data.size}
+def plate_and_choice(data: DataPlate, loss: VariationalLoss, done: int = 0) -> dict[str, Any]:
+    """The data plate, and the estimators that measuring chose so often, as plain values."""
+    plate = {"plate": data.name, "size": data.size}
+    return {"data": plate, "selection": selection_of(loss, done)}
 
 
 def _warn_of_other_machine(metadata: Mapping[str, Any]) -> None:

@@ -31,9 +31,10 @@ from amortized.fit.optimizer import DEFAULT_LR, GroupedOptimizer, LearningRate, 
 from amortized.fit.parameters import Bound
 from amortized.fit.plan import Plan, in_order, on_trial
 from amortized.fit.recovery import Policy
-from amortized.fit.resume import plate_state, refuse_other_program
+from amortized.fit.resume import plate_and_choice, refuse_other_program
 from amortized.fit.rng import preserved_rng, seeded
 from amortized.fit.schedule import Interval, KLWeight, SchedulerFactory, schedule_of
+from amortized.fit.selecting import adopt
 from amortized.fit.step import Stepper
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
@@ -306,7 +307,7 @@ class SVI:
         """
         return checkpoint.write(
             folder,
-            {**self._stepper.state_dict(), "data": plate_state(self._data)},
+            {**self._stepper.state_dict(), **plate_and_choice(self._data, self.loss)},
             step=self._stepper.steps,
             epoch=0,
             metrics={},
@@ -329,8 +330,10 @@ class SVI:
             CheckpointError: no good checkpoint, or one of another program, named by parameter.
         """
         found = path if isinstance(path, Checkpoint) else checkpoint.read(path)
+        if estimators:
+            adopt(self._stepper, found.state)
         if batch is not None:
-            self._stepper.warm_up(batch)
+            self._stepper.warm_up(batch, again=True)
         parameters = self._stepper.parameters
         refuse_other_program(found, parameters.tensors(), estimators=estimators)
         saved = found.state["parameters"].items()

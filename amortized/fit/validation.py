@@ -103,10 +103,11 @@ class Validation:
 
 
 def _made_for(stepper: Stepper) -> Hashable:
-    """Another number of parameters or estimators, or another device, needs other graphs."""
+    """Other estimators, another number of them or of parameters, another device: other graphs."""
     first = stepper.parameters.first()
     device = None if first is None else first.device
-    return stepper.parameters.count(), len(stepper.loss.estimators.by_site), device
+    estimators = stepper.loss.estimators
+    return stepper.parameters.count(), len(estimators.by_site), estimators.switches, device
 
 
 def _made(stepper: Stepper) -> CompiledSteps:

@@ -9,6 +9,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+from amortized.errors import UsageError
 from amortized.objectives.elbo import ELBO
 from amortized.programs.records import Run, Term
 from amortized.surrogate.totals import expectation
@@ -60,10 +61,15 @@ def weights_of(
         kl_weight: of all latents, as in warm-up.
         size: the data points that the terms stand for, since free bits are per data point.
         step: how many steps were taken, for schedules.
+
+    Raises:
+        UsageError: sites whose prior is one sum over a site of the model are to be told apart.
     """
     by_site: dict[str, Weight] = {}
     charged: Tensor | None = None
     parts = [t for t in run.terms if t.role != "likelihood"]
+    for term in parts:
+        _refuse_joint(term, objective)
     for name in dict.fromkeys(term.name for term in parts):
         weight, free = objective.beta_of(name, step), objective.free_bits_of(name)
         if free:
@@ -75,3 +81,17 @@ def weights_of(
         if isinstance(weight, Tensor) or weight != 1.0:
             by_site[name] = weight
     return Weights(kl_weight, by_site), charged
+
+
+def _refuse_joint(term: Term, objective: ELBO) -> None:
+    """A sum over a site of the model may be the prior of several latents together."""
+    if len(term.latents) < 2:
+        return
+    betas = {str(objective.beta.get(name, objective.beta.get("*"))) for name in term.latents}
+    if len(betas) > 1 or any(objective.free_bits_of(name) for name in term.latents):
+        names = " and ".join(map(repr, term.latents))
+        raise UsageError(
+            f"{objective!r}: the prior of the sites {names} is one sum over "
+            f"{', '.join(map(repr, term.sums))} of the model, so their KLs cannot be told apart; "
+            "give them the same beta= and no free_bits=, or sample that site in the guide"
+        )

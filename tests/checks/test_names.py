@@ -90,3 +90,28 @@ def test_a_plate_and_a_site_of_one_name() -> None:
     (finding, _) = name_findings(guide, survey_model(program, (), {}, guide))
     assert (finding.code, finding.site) == ("duplicate-site", "z")
     assert "pyro.plate('z_rows', len(x))" in finding.advice
+
+
+def test_discrete_latents_that_the_guide_lacks_are_summed_out_where_they_are_marked() -> None:
+    mark, theirs = {"enumerate": "parallel"}, survey_guide(lambda: None, (), {})
+
+    def of(law: dist.Distribution, **infer: str) -> list[str]:
+        model = survey_model(lambda: pyro.sample("c", law, infer=infer), (), {}, theirs)
+        return [f"{f.code}: {f.advice}" for f in name_findings(theirs, model)]
+
+    assert of(dist.Bernoulli(0.5), **mark) == []
+    (unmarked,) = of(dist.Bernoulli(0.5))
+    assert unmarked.endswith("or let the model sum it out, infer={'enumerate': 'parallel'}")
+    (endless,) = of(dist.Poisson(2.0), **mark)
+    assert endless.startswith("missing-in-guide") and "sum it out" not in endless
+
+
+def test_a_misspelt_guide_site_is_no_other_name_of_what_is_summed_out() -> None:
+    theirs = survey_guide(lambda: pyro.sample("stat", dist.Bernoulli(0.5)), (), {})
+    marked = {"enumerate": "parallel"}
+    model = survey_model(
+        lambda: pyro.sample("state", dist.Bernoulli(0.5), infer=marked), (), {}, theirs
+    )
+    (finding,) = name_findings(theirs, model)
+    assert (finding.code, finding.site) == ("missing-in-model", "stat")
+    assert "did you mean 'state'?" in finding.advice

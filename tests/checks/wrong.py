@@ -327,9 +327,9 @@ CASES: dict[str, Callable[[], Case]] = {
         loss=BERNOULLI,
         **WARNING,
     ),
-    "marked in the model": lambda: Case(
-        "enumeration-not-happening",
-        prior(dist.Bernoulli(0.5), enumerate="parallel"),
+    "a count marked in the model": lambda: Case(
+        "missing-in-guide",
+        prior(dist.Poisson(2.0), enumerate="parallel"),
         lambda x: None,
         site="z",
     ),

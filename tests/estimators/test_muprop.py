@@ -152,7 +152,7 @@ def test_an_impossible_cost_spoils_nothing() -> None:
 @pytest.mark.parametrize(
     ("law", "words"),
     [
-        (dist.Categorical(logits=torch.zeros(3)), "index.*OneHotCategorical.*am.RELAX"),
+        (dist.Categorical(logits=torch.zeros(3)), "integer.*OneHotCategorical.*am.RELAX"),
         (dist.Geometric(0.3), "Geometric has no relaxed values.*am.ScoreFunction"),
     ],
 )

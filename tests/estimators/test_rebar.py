@@ -328,7 +328,7 @@ def test_the_improved_relaxation_is_one_of_bits() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan, "0.5"])
 def test_temperatures_are_positive(temperature: float) -> None:
-    with pytest.raises(am.UsageError, match=r"REBAR\(temperature=.*positive"):
+    with pytest.raises(am.UsageError, match=r"REBAR\(temperature=.*above 0"):
         REBAR(temperature=temperature)
 
 

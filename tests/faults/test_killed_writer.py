@@ -42,8 +42,11 @@ def killed_at_random(nursery: Nursery, root: Path, times: int, seed: int) -> Non
     moments = random.Random(seed)
     done = root.with_suffix(".done")
     done.touch()
-    reached = left_behind = 0
-    for _ in range(times):
+    reached = left_behind = rounds = 0
+    # a writer on a busy machine gets little done before it is killed: then there are more of them
+    while rounds < times or (min(reached - times, left_behind) <= 0 and rounds < 10 * times):
+        rounds += 1
+        before = len(checkpoint.listed(root)) if root.exists() else 0
         pid = nursery.start("write_forever", str(root), str(done))
         time.sleep(moments.uniform(0, 0.3))
         assert nursery.kill(pid) == KILLED
@@ -54,7 +57,8 @@ def killed_at_random(nursery: Nursery, root: Path, times: int, seed: int) -> Non
         step = whole(root, SIZE)
         assert step >= max([reached, *noted]), "a checkpoint that was written is lost"
         assert noted == sorted(set(noted))
-        assert len(checkpoint.listed(root)) <= KEEP + 1
+        # each writer may be killed between its first checkpoint and the deletion of an old one
+        assert len(checkpoint.listed(root)) <= max(KEEP, before) + 1
         left_behind += any(name.startswith(".tmp-") for name in names(root))
         reached = step
     assert reached > times, "writing did not go on"

@@ -333,6 +333,20 @@ def test_every_objective_beside_a_sum(
     on_one_noise(EVERY[structure](kind), KINDS[kind][estimator], OBJECTIVES[objective]())
 
 
+@pytest.mark.parametrize("structure", sorted(EVERY))
+@pytest.mark.parametrize("name", ["wake", "thermodynamic"])
+def test_objectives_that_take_samples_as_data(structure: str, name: str) -> None:
+    makes = {"wake": lambda: am.ReweightedWakeSleep(3), "thermodynamic": lambda: am.TVO(3)}
+    pair = EVERY[structure]("normal")
+    found = []
+    for model in (pair.model, pair.by_hand):
+        loss = am.VariationalLoss(makes[name]())
+        loss.warm_up(model, pair.guide, ())
+        pyro.set_rng_seed(4)
+        found.append(gradients(loss.differentiable_loss(model, pair.guide)))
+    assert_equal(*found)
+
+
 # --- every outcome listed -------------------------------------------------------------------------
 
 

@@ -188,3 +188,20 @@ def test_a_key_that_matches_no_site_is_an_error() -> None:
 def test_weights_are_checked(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(am.UsageError, match=sentence):
         am.ELBO(**given)
+
+
+def test_a_prior_that_several_sites_share_is_not_split() -> None:
+    def p() -> None:
+        c = pyro.sample("c", dist.Bernoulli(0.4), infer={"enumerate": "parallel"})
+        for name in ("u", "v"):
+            pyro.sample(name, dist.Normal(c, 1.0))
+
+    def q() -> None:
+        for name in ("u", "v"):
+            pyro.sample(name, dist.Normal(weight("a", 0.1), 1.0))
+
+    for given in ({"free_bits": 0.1}, {"beta": {"u": 2.0}}):
+        loss = am.VariationalLoss(am.ELBO(**given))  # type: ignore[arg-type]
+        with pytest.raises(am.UsageError, match=r"sites 'u' and 'v' is one sum over 'c'"):
+            loss.warm_up(p, q, ())
+    am.VariationalLoss(am.ELBO(beta=2.0)).warm_up(p, q, ())

@@ -31,8 +31,6 @@ class Row:
     """Variance over the squared norm of the mean gradient, averaged over groups."""
     work: float | None = None
     """Seconds times one plus noise."""
-    gain: float | None = None
-    """The work of what the site had before, over its own."""
     draws: int = 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, final
@@ -23,16 +22,19 @@ from amortized.sites import escaped
 Budget = float | Callable[[float], float]
 """Seconds, or a function of the seconds of a step that says so."""
 
-# draws of a mapping; and so many times as many, so often, where two cannot be told apart
+# draws of a mapping; and so many times as many, up to a limit, where two cannot be told apart
 _DRAWS: Final = 32
 _MORE: Final = 4
-_ROUNDS: Final = 2
+_MOST_DRAWS: Final = 512
+# an interval up to so many times as large is worth showing
+_WIDE: Final = 100.0
 _SWEEPS: Final = 2
 # what a first attempt takes, in evaluations by the programs as they are written
 _OF_AN_ATTEMPT: Final = 30
 # bytes of all intermediate results of one step, at most
 _MOST_BYTES: Final = 2**30
-_FAILURES: Final = (
+# what a candidate may fail with, without ending the search
+FAILURES: Final = (
     AmortizedError,
     RuntimeError,
     ValueError,
@@ -65,16 +67,16 @@ def searched(
         AmortizedError: the programs fail with what the sites have at the beginning.
         UsageError: candidates that are none.
     """
-    began = time.perf_counter()
+    began = setting.clock()
     with isolated(setting.pair.model, setting.pair.guide):
         outcome = _found_sites(setting, candidates, biased=biased)
-        for site, name in (present or {}).items():
-            known = outcome.options[site].options if site in outcome.options else []
-            outcome.chosen |= {site: option for option in known if option.name == name}
+        for site, of in outcome.options.items():
+            names = {option.name: option for option in of.admissible}
+            outcome.chosen[site] = names.get((present or {}).get(site, ""), of.start)
         search = _Search(setting, trained(setting.pair), outcome, budget)
         search.run()
     outcome.rows.sort(key=lambda row: list(outcome.options).index(row.site))
-    outcome.seconds = time.perf_counter() - began
+    outcome.seconds = setting.clock() - began
     return outcome
 
 
@@ -102,9 +104,7 @@ def _found_sites(setting: Setting, candidates: Candidates, *, biased: bool) -> O
 class _Search:
     """Coordinate descent over sites."""
 
-    def __init__(
-        self, setting: Setting, known: Trained, outcome: Outcome, budget: Budget
-    ) -> None:
+    def __init__(self, setting: Setting, known: Trained, outcome: Outcome, budget: Budget) -> None:
         self.setting, self.known, self.outcome = setting, known, outcome
         self.signals = Signals()
         self._began = setting.clock()
@@ -193,10 +193,13 @@ class _Search:
         works = self._refined(tried)
         place = best(works)
         for option, attempt, work in zip(options, tried, works, strict=True):
-            self._rows[site, option.name] = self._row(site, option, attempt, work, works[0])
+            self._rows[site, option.name] = self._row(site, option, attempt, (work, works[0]))
         if place:
-            row = self._rows[site, options[place].name]
-            self._rows[site, options[place].name] = replace(row, verdict="chosen")
+            chosen = options[place].name
+            self._rows[site, chosen] = replace(self._rows[site, chosen], verdict="chosen")
+            before = self._rows[site, options[0].name]
+            why = f"clearly more work than {chosen}"
+            self._rows[site, options[0].name] = replace(before, verdict="worse", why=why)
             outcome.chosen[site] = options[place]
         return tried[place]
 
@@ -213,7 +216,7 @@ class _Search:
             attempt.prepare(warm=option.learns)
             attempt.draw(_DRAWS)
             attempt.take_time(incumbent)
-        except _FAILURES as error:
+        except FAILURES as error:
             text = " ".join(str(error).split())[:300]
             who = "" if isinstance(error, AmortizedError) else f"{type(error).__name__}: "
             self._rows[key] = replace(self._rows[key], verdict="failed", why=f"{who}{text}")
@@ -233,34 +236,35 @@ class _Search:
         return f"it evaluates {copies} values, and a step would take about {size / 1e9:.1f} GB"
 
     def _refined(self, tried: Sequence[Attempt]) -> list[Work]:
-        """Their work; with more draws where the best cannot be told from the one in use."""
+        """Their work; with more draws as long as the best is not the one that would be taken."""
         works = [self.signals.work(attempt) for attempt in tried]
-        draws = _DRAWS
-        for _ in range(_ROUNDS):
-            draws *= _MORE
+        while self._has_time(2 * self._longest):
             least = min(range(len(works)), key=lambda i: works[i].value)
-            if least == 0 or works[least].clearly_less(works[0]):
+            unclear = [tried[least], tried[best(works)]]
+            again = [one for one in unclear if one.draws < _MOST_DRAWS]
+            if unclear[0] is unclear[1] or not again:
                 break
-            if not self._has_time(2 * self._longest):
-                break
-            for attempt in (tried[0], tried[least]):
-                attempt.draw(draws)
+            for attempt in again:
+                attempt.draw(_MORE * attempt.draws)
                 self.signals.add(attempt)
             works = [self.signals.work(attempt) for attempt in tried]
         return works
 
-    def _row(self, site: str, option: Option, attempt: Attempt, work: Work, before: Work) -> Row:
+    def _row(self, site: str, option: Option, attempt: Attempt, place: tuple[Work, Work]) -> Row:
+        """One that was measured, beside the one that was in use."""
+        work, before = place
         parts = [attempt.noise[side] for side in SIDES if side in attempt.noise]
-        gain = before.value / work.value
-        clear = work.clearly_less(before)
-        verdict: Verdict = "tied" if clear or not before.clearly_less(work) else "worse"
-        if work is before:
-            verdict = "kept"
+        reach = math.exp(math.hypot(work.spread, before.spread))
+        ratio = work.value / before.value
+        name = self.outcome.chosen[site].name
+        between = f"[{ratio / reach:.2g}, {ratio * reach:.2g}]" if reach < _WIDE else "[unknown]"
+        why = f"{ratio:.2g} {between} of the work of {name}"
+        worse = before.clearly_less(work)
         return Row(
             site,
             option.name,
-            verdict,
-            _reason(gain, work, before, clear=clear),
+            "kept" if work is before else "worse" if worse else "tied",
+            "no other one was clearly better" if work is before else why,
             option.bias,
             variance=sum(part.variance for part in parts),
             variance_interval=(
@@ -270,8 +274,7 @@ class _Search:
             seconds=attempt.seconds,
             noise=self.signals.noise(attempt)[0],
             work=work.value,
-            gain=gain,
-            draws=max(part.count for part in parts),
+            draws=attempt.draws,
         )
 
     def _conclude(self) -> None:
@@ -279,7 +282,9 @@ class _Search:
         for (site, name), row in self._rows.items():
             chosen = self.outcome.chosen[site].name == name
             if chosen and row.verdict not in ("chosen", "fixed"):
-                why = row.why if row.verdict == "kept" else "nothing was measured: it has it already"
+                why = (
+                    row.why if row.verdict == "kept" else "nothing was measured: it has it already"
+                )
                 self._rows[site, name] = replace(row, verdict="kept", why=why)
             elif not chosen and row.verdict in ("chosen", "kept"):
                 self._rows[site, name] = replace(row, verdict="worse")
@@ -291,16 +296,3 @@ class _Search:
 
     def _has_time(self, needed: float = 0.0) -> bool:
         return self.setting.clock() - self._began + needed < self._budget
-
-
-def _reason(gain: float, work: Work, before: Work, *, clear: bool) -> str:
-    if work is before:
-        return "no other one was clearly better"
-    reach = math.exp(math.hypot(work.spread, before.spread))
-    between = f"[{gain / reach:.2g}, {gain * reach:.2g}]"
-    if clear:
-        return f"{gain:.2g} times less work {between}"
-    if before.clearly_less(work):
-        return f"{1 / gain:.2g} times the work"
-    return f"not clearly better: {gain:.2g} times less work {between}"
-

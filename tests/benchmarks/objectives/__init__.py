@@ -1,0 +1,1 @@
+"""Objectives of several weights: what training with them reaches, their gradients, their seconds."""

@@ -166,6 +166,37 @@ def test_a_belief_network_learns(options: list[str], tmp_path: Path) -> None:
     assert -44.4 < metrics["test_elbo"] <= metrics["test_log_evidence"] < -15.0
 
 
+@pytest.mark.parametrize("estimator", ["", "y*=leave_one_out", "y*=disarm"])
+def test_labels_are_learned_from_few(estimator: str, tmp_path: Path) -> None:
+    path = str(EXAMPLES / "semi_supervised_vae.py")
+    given = ["--epochs", "4", "--out", str(tmp_path), "--lr", "0.01", "--set", "hidden=40"]
+    options = ["--estimator", estimator] if estimator else []
+    with pytest.raises(SystemExit) as found:
+        main(["fit", path, *given, *options])
+    assert found.value.code == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert -30.0 < metrics["test_elbo"] < -15.0
+    assert {path.name for path in tmp_path.glob("*.png")} >= {"curves.png", "reconstructions.png"}
+
+
+def test_a_label_that_is_not_known_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = script("semi_supervised_vae", monkeypatch)["program"](labels=50)
+    images, told, known = made.train
+    assert images.shape == (1257, 64) and int(known.sum()) == 50
+    assert told[known].sum(0).tolist() == [5.0] * 10
+    assert bool((told[~known].argmax(-1) == 0).all())
+    assert not made.val[2].any() and not made.test[2].any()
+
+
+def test_accuracies_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script("semi_supervised_vae", monkeypatch)["main"](max_epochs=1, seeds=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10 and lines[0].startswith("weight of the classifier 0, summed: 0.")
+    assert 0.7 < float(lines[-1].split(": ")[1].split(",")[0]) < 0.95
+
+
 def test_a_download_is_checked_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = tmp_path / "served"
     served.mkdir()

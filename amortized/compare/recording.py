@@ -147,7 +147,7 @@ class _Recorder(TorchDispatchMode):
         results = tree_leaves(result)
         nested = any(isinstance(value, list | tuple | dict) for value in _outer(args, kwargs))
         names = None if nested else tuple(kwargs or ())
-        self._note(_Call(func, arguments, spec, names, [], []), results)
+        self._note(Call(func, arguments, spec, names, [], []), results)
         changed = given if func._schema.is_mutable else []
         for value in (*results, *changed):
             if isinstance(value, Tensor) and (random or noise):
@@ -168,7 +168,7 @@ class _Recorder(TorchDispatchMode):
             raise NotRecordedError("the gradient does not come from recorded calls")
         return Recording(self._calls, found, len(self._alive), made)
 
-    def _note(self, call: _Call, results: list[Any]) -> None:
+    def _note(self, call: Call, results: list[Any]) -> None:
         places = enumerate(call.arguments)
         read = [(i, self._slots[id(value)]) for i, value in places if id(value) in self._slots]
         written = [(i, self._slot(v)) for i, v in enumerate(results) if isinstance(v, Tensor)]
@@ -192,7 +192,7 @@ class _Recorder(TorchDispatchMode):
         slot = self._slots[id(written)]
         spec = tree_flatten(((None, None), {}))[1]
         add: Any = torch.ops.aten.add.Tensor
-        self._calls.append(Call(add, [None, None], spec, [(0, slot), (1, 0)], [(0, slot)]))
+        self._calls.append(Call(add, [None, None], spec, (), [(0, slot), (1, 0)], [(0, slot)]))
 
 
 class _NoReads(TorchFunctionMode):

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, Final, final
 
 from amortized.compare.candidates import Pair
-from amortized.compare.groups import trained
 from amortized.compare.pilot.attempt import Clock, Setting, clock_of
 from amortized.compare.pilot.options import name_of
 from amortized.compare.pilot.outcome import Outcome
@@ -91,7 +90,8 @@ class Selecting:
         known = stepper.loss.estimators
         with stepper.parameters.scope():
             pair = Pair(stepper.model, stepper.guide, batch)
-            clock = clock_of(trained(pair).leaves.values()) if self.clock is None else self.clock
+            tensors = stepper.parameters.tensors().values()
+            clock = clock_of(tensors) if self.clock is None else self.clock
             setting = Setting(
                 pair,
                 stepper.loss,
@@ -108,26 +108,27 @@ class Selecting:
     def _switched(self, outcome: Outcome, batch: Any, place: str) -> list[str]:
         """Takes over what was chosen, with what it has learned in the pilot."""
         stepper, measured = self.stepper, any(row.work is not None for row in outcome.rows)
+        if not measured and self.done > 1:
+            return []
         if not measured:
             several = any(len(of.admissible) > 1 for of in outcome.options.values())
             why = "the steps to come are too few to pay for it" if several else "there is no choice"
             return [f"{place}: no estimators were measured: {why}"]
         count = sum(row.work is not None for row in outcome.rows)
         said = [f"{place}: {count} estimators were measured in {outcome.seconds:.2g} s"]
-        before = {row.site: row for row in outcome.rows if row.verdict == "chosen"}
-        changed = {site: outcome.chosen[site].recipe for site in before}
+        why = {(row.site, row.candidate): row.why for row in outcome.rows}
+        before, chosen = outcome.before, outcome.chosen
+        changed = {s: o.recipe for s, o in chosen.items() if o.name != before[s]}
         if not changed:
             return said
-        old = stepper.loss.estimators.by_name()
         stepper.optimizer.forget(stepper.loss.estimators.switch(changed))
         stepper.warm_up(batch, again=True)
         for site in changed:
             own = stepper.loss.estimators.by_site[escaped(site)]
-            own.load_state_dict(outcome.learned[site].state_dict())
-            was = name_of(old[site]) if site in old else "nothing"
-            said.append(
-                f"{place}: site {site!r}: {was} -> {outcome.chosen[site].name}: {before[site].why}"
-            )
+            if site in outcome.learned:
+                own.load_state_dict(outcome.learned[site].state_dict())
+            name = chosen[site].name
+            said.append(f"{place}: site {site!r}: {before[site]} -> {name}: {why[site, name]}")
         return said
 
 

@@ -123,8 +123,9 @@ def _axes_hint(error: Exception, context: Context, model: ModelHandler | None) -
     return (
         f"the {side} failed while {' and '.join(causes)} gave its values extra dims on the left: "
         f"{type(error).__name__}: {error}. Programs must broadcast over left dims: wrap networks "
-        "that cannot in am.Fold(network), branch on values only at single-sample sites, or "
-        "evaluate copy by copy with VariationalLoss(..., vectorize=False)"
+        "that cannot in am.Fold(network), look up what depends on a latent as Vindex(t)[..., i], "
+        "branch on values only at single-sample sites, or evaluate copy by copy with "
+        "VariationalLoss(..., vectorize=False)"
     )
 
 

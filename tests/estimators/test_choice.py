@@ -114,9 +114,18 @@ def test_what_is_no_estimator_is_refused(wrong: Any) -> None:
         am.VariationalLoss(estimators={"z": wrong})
 
 
-def test_auto_is_not_there_yet() -> None:
-    with pytest.raises(am.UsageError, match=r"'auto' is not there yet.*default of each distrib"):
-        am.VariationalLoss(estimators="auto")
+def test_auto_is_the_default_until_training_measures() -> None:
+    loss = am.VariationalLoss(estimators="auto")
+    rows = loss.describe(two_sites, two_sites, ()).rows
+    assert [row.estimator for row in rows] == [
+        "ScoreFunction(baseline=LeaveOneOut())",
+        "Pathwise()",
+    ]
+    assert [row.why for row in rows] == [
+        "infer['estimator'] at the site",
+        "auto, not measured: default: rsample",
+    ]
+    assert repr(loss) == "VariationalLoss(ELBO(num_particles=1, kl='sample'), 'auto')"
 
 
 def two_sites() -> None:

@@ -106,7 +106,7 @@ class Attempt:
 
     Attributes:
         loss: with the state that a warm-up left.
-        noise: by group of parameters, of so many ``draws``.
+        noise: by group of parameters, of so many ``draws``, which took ``draw_seconds``.
         seconds: of one gradient.
         spread: half the 95 % interval of their logarithm.
         biased: whether any of its estimators says so of itself.
@@ -116,7 +116,7 @@ class Attempt:
         self.setting, self.known, self.biased = setting, known, False
         self.loss = setting.loss.with_estimators(mapping)
         self.noise: dict[str, GroupNoise] = {}
-        self.draws = 0
+        self.draws, self.draw_seconds = 0, 0.0
         self.seconds, self.spread = math.nan, 0.0
         self._own: list[Tensor] = []
         self._sampler: Sampler | None = None
@@ -162,6 +162,7 @@ class Attempt:
         with self._quiet():
             if self._sampler is None:
                 self._sampler = self._sampled()
+            began = self.setting.clock()
             columns = [group.columns for group in self.known.groups]
             blocks = block_sums(self._sampler.chunks(count), count, columns)
         if not bool(blocks.mean.isfinite().all()):
@@ -169,6 +170,7 @@ class Attempt:
                 f"its gradient is NaN or infinite in some of {count} draws; expected finite ones"
             )
         sums, self.draws = self.known.sums(blocks), count
+        self.draw_seconds = self.setting.clock() - began
         self.noise = {
             group.name: GroupNoise(part.variance, part.variance_interval(), part.mean, count)
             for group, part in zip(self.known.groups, sums, strict=True)

@@ -9,7 +9,7 @@ from typing import Final, final
 
 from amortized.errors import UsageError
 from amortized.estimators.base import Estimator, Site
-from amortized.estimators.choice import NAMES, Spec, default_for, estimator_of
+from amortized.estimators.choice import NAMES, Spec, estimator_of
 
 # Those that are simpler come first: they are measured first, and take a tie.
 _ORDER: Final = (
@@ -71,31 +71,31 @@ class SiteOptions:
 
 
 def options_at(
-    site: Site, asked: Candidates, *, biased: bool, weighted: bool, reason: str
+    site: Site, own: Estimator, asked: Candidates, *, biased: bool, weighted: bool, reason: str
 ) -> SiteOptions:
     """What may be tried at a site.
 
     Args:
         site: the latent.
+        own: the estimator that it has if nobody asks.
         asked: the candidates of the caller.
         biased: whether an estimator may be biased.
         weighted: whether the objective weights draws by each other.
-        reason: why the site has its default: a wish of the program fixes it.
+        reason: why the site has that one: a wish of the program fixes it.
 
     Raises:
         UsageError: an unknown estimator.
     """
-    default = default_for(site).recipe
-    own = _option(name_of(default), default, site, biased=True, weighted=weighted)
+    default = _option(name_of(own), own, site, biased=True, weighted=weighted)
     if reason.startswith("infer["):
-        return SiteOptions(site, [], own, f"the program asks for it: {reason}")
+        return SiteOptions(site, [], default, f"the program asks for it: {reason}")
     specs = _specs(site, asked)
     options = [
         _option(name, estimator_of(spec), site, biased=biased, weighted=weighted)
         for name, spec in specs.items()
     ]
     served = [option for option in options if not option.refusal]
-    start = next((o for o in served if o.name == own.name), served[0] if served else own)
+    start = next((o for o in served if o.name == default.name), (served or [default])[0])
     return SiteOptions(site, options, start, "" if served else "no candidate serves the site")
 
 

@@ -42,6 +42,7 @@ class Outcome:
     Attributes:
         options: what each site could have.
         chosen: by site.
+        before: the names of what sites had when it began.
         rows: one a site and candidate.
         seconds: that the pilot took.
         learned: the estimators of the chosen mapping with what they learned, by site.
@@ -50,6 +51,7 @@ class Outcome:
 
     options: dict[str, SiteOptions]
     chosen: dict[str, Option]
+    before: dict[str, str] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
     learned: dict[str, Estimator] = field(default_factory=dict)

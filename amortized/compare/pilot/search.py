@@ -73,6 +73,7 @@ def searched(
         for site, of in outcome.options.items():
             names = {option.name: option for option in of.admissible}
             outcome.chosen[site] = names.get((present or {}).get(site, ""), of.start)
+        outcome.before = {site: option.name for site, option in outcome.chosen.items()}
         search = _Search(setting, trained(setting.pair), outcome, budget)
         search.run()
     outcome.rows.sort(key=lambda row: list(outcome.options).index(row.site))
@@ -85,7 +86,7 @@ def _found_sites(setting: Setting, candidates: Candidates, *, biased: bool) -> O
     pair, look = setting.pair, setting.loss.with_estimators(None)
     with torch.no_grad():
         run = look.estimate(pair.model, pair.guide, pair.args, pair.kwargs, data=setting.data).run
-    reasons = look.estimators.reasons
+    reasons, own = look.estimators.reasons, look.estimators.by_name()
     found = {
         latent.name: latent.draw.site
         for latent in run.latents
@@ -94,7 +95,9 @@ def _found_sites(setting: Setting, candidates: Candidates, *, biased: bool) -> O
     refuse_candidates(candidates, found)
     weighted = not look.objective.additive
     options = {
-        name: options_at(site, candidates, biased=biased, weighted=weighted, reason=reasons[name])
+        name: options_at(
+            site, own[name], candidates, biased=biased, weighted=weighted, reason=reasons[name]
+        )
         for name, site in found.items()
     }
     return Outcome(options, {name: of.start for name, of in options.items()})
@@ -192,8 +195,12 @@ class _Search:
                     tried.append(attempt)
         works = self._refined(tried)
         place = best(works)
+        before = self._rows[site, options[0].name]
         for option, attempt, work in zip(options, tried, works, strict=True):
             self._rows[site, option.name] = self._row(site, option, attempt, (work, works[0]))
+        if before.verdict == "chosen":  # in an earlier sweep, for a reason that still stands
+            now = self._rows[site, options[0].name]
+            self._rows[site, options[0].name] = replace(now, verdict="chosen", why=before.why)
         if place:
             chosen = options[place].name
             self._rows[site, chosen] = replace(self._rows[site, chosen], verdict="chosen")
@@ -238,11 +245,12 @@ class _Search:
     def _refined(self, tried: Sequence[Attempt]) -> list[Work]:
         """Their work; with more draws as long as the best is not the one that would be taken."""
         works = [self.signals.work(attempt) for attempt in tried]
-        while self._has_time(2 * self._longest):
+        while True:
             least = min(range(len(works)), key=lambda i: works[i].value)
             unclear = [tried[least], tried[best(works)]]
             again = [one for one in unclear if one.draws < _MOST_DRAWS]
-            if unclear[0] is unclear[1] or not again:
+            needed = sum(_MORE * one.draw_seconds for one in again)
+            if unclear[0] is unclear[1] or not again or not self._has_time(needed):
                 break
             for attempt in again:
                 attempt.draw(_MORE * attempt.draws)

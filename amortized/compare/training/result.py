@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, final, get_args
 
 from amortized.compare.intervals import Mean, mean_of
@@ -131,7 +131,9 @@ class TrainingComparison(Tabled):
         """
         goal = self.target if target is None else target
         times = [_first(trial.numbers(against), trial.elbo, goal) for trial in self.of(candidate)]
-        return mean_of([time for time in times if time is not None])
+        mean = mean_of([time for time in times if time is not None])
+        # Student's interval does not know that nothing happens before the start
+        return replace(mean, low=max(0.0, mean.low)) if mean.count > 1 else mean
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: every trial with its curve."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from amortized.fit.compiled.capture import CaptureError, clause
+from amortized.fit.compiled.narrow import narrowed
 from amortized.fit.compiled.replay import Replay, attributes
 
 # random numbers as eager torch draws them; that shapes are those of the capture is known before
@@ -23,6 +24,7 @@ def compiled_step(module: GraphModule, tensors: list[Tensor]) -> Replay:
     Raises:
         CaptureError: the compiler is missing or fails.
     """
+    module = narrowed(module)
     state = _State(attributes(module))
     try:
         with torch.no_grad(), warnings.catch_warnings():

@@ -50,12 +50,12 @@ def tidied(module: GraphModule) -> GraphModule:
     these is left as it is.
     """
     graph = module.graph
-    written = _written(module)
-    _drop_dead(graph)
-    _drop_aliases(graph, written)
-    _fold_constants(module, written)
-    _share(graph, written)
-    _drop_dead(graph)
+    touched = written(module)
+    drop_dead(graph)
+    _drop_aliases(graph, touched)
+    _fold_constants(module, touched)
+    _share(graph, touched)
+    drop_dead(graph)
     module.recompile()
     return module
 
@@ -108,7 +108,7 @@ def _pure(node: Node) -> bool:
     return known and not writes(node.target) and not is_random(node.target)
 
 
-def _drop_dead(graph: Graph) -> None:
+def drop_dead(graph: Graph) -> None:
     """Removes what nobody uses; draws stay, since generators move by them."""
     for node in reversed(list(graph.nodes)):
         unused = not node.users and (_pure(node) or node.op == "get_attr")
@@ -116,7 +116,7 @@ def _drop_dead(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def _written(module: GraphModule) -> set[Node]:
+def written(module: GraphModule) -> set[Node]:
     """Nodes that share memory with an output, or with something that a call writes to."""
     graph = module.graph
     base: dict[Node, Node] = {}
@@ -241,7 +241,7 @@ def _fold_constants(module: GraphModule, written: set[Node]) -> None:
         constant.meta = dict(node.meta)
         node.replace_all_uses_with(constant)
         graph.erase_node(node)
-    _drop_dead(graph)
+    drop_dead(graph)
 
 
 def _constant(module: GraphModule, node: Node, values: dict[Node, Tensor]) -> Tensor | None:

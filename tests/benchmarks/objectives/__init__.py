@@ -1,1 +1,1 @@
-"""Objectives of several weights: what training with them reaches, their gradients, their seconds."""
+"""Objectives of several weights: evidence after training, noise of gradients, and seconds."""

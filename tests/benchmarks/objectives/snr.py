@@ -1,0 +1,220 @@
+"""How the signal-to-noise ratio of gradients goes with the number of particles.
+
+Two works. A one-dimensional Gaussian model, whose independent copies on a plate have parameters of
+their own, so that one evaluation of the loss gives as many draws as there are copies; the limit of
+many particles is known from integrals over a fine grid. And the small variational autoencoder of
+the examples on scikit-learn's digits, halfway through its training, by whole gradients of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+import amortized as am
+from amortized.compare.candidates import Pair, as_candidate
+from amortized.compare.draws import Sampler
+from amortized.compare.groups import trained
+from tests.benchmarks.objectives.moments import Moments, Ratio
+from tests.benchmarks.programs import example
+
+PLAIN, DREG, WAKE, MODEL = "IWAE, pathwise", "IWAE, DReG", "wake-phi", "theta (IWAE)"
+LOSSES: Mapping[str, Callable[[int], am.VariationalLoss]] = {
+    PLAIN: lambda k: am.VariationalLoss(am.IWAE(k)),
+    DREG: lambda k: am.VariationalLoss(am.IWAE(k), am.DoublyReparameterized()),
+    WAKE: lambda k: am.VariationalLoss(am.ReweightedWakeSleep(k)),
+}
+EXPECTED: Mapping[str, float] = {PLAIN: -0.5, DREG: 0.5, WAKE: 0.5, MODEL: 0.5}
+"""Slopes in the limit of many particles: Rainforth et al. 2018; Tucker et al. 2018."""
+COPIES = 2000
+"""Independent copies of the Gaussian model in one evaluation."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the numbers depend on."""
+
+    particles: tuple[int, ...] = (1, 4, 16, 64, 256)
+    draws: int = 200_000
+    """Of the Gaussian model's plain gradient; the others, with more signal, get a tenth."""
+    network_draws: int = 4000
+    """Of the network's; the others get a quarter."""
+    images: int = 16
+    steps: int = 500
+    """Of training before the network's gradients are measured; see `half_trained`."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """z ~ N(theta, 1), x ~ N(z, 1) and q(z | x) = N(loc, scale): all that is needed, as numbers.
+
+    The guide is wider than the posterior, N((x + theta) / 2, 1/2), so that the fourth power of a
+    weight has a mean: the variance of the doubly reparameterized gradient needs it.
+    """
+
+    x: float = 1.5
+    theta: float = 0.0
+    loc: float = 0.25
+    scale: float = 0.9
+
+    def limits(self) -> dict[str, float]:
+        """The ratio over K to the power of its slope, in the limit of many particles.
+
+        With v = w / p(x) of one draw and h its score or slope, the leading terms of mean and
+        variance in 1/K: plain, E[v v'] / K and Var[v'] / K; doubly reparameterized, E[v^2 h] / K
+        and Var[v^2 h] / K^3; wake-phi and theta, E[v h] and Var[v (h - E[v h])] / K.
+        """
+        noise = np.linspace(-14.0, 14.0, 400_001)
+        mass = np.exp(-0.5 * noise**2)
+        mass /= mass.sum()
+
+        def ratio(values: np.ndarray, mean: float | None = None) -> float:
+            first = float((mass * values).sum())
+            variance = float((mass * values**2).sum()) - first**2
+            return abs(first if mean is None else mean) / math.sqrt(variance)
+
+        z = self.loc + self.scale * noise
+        log_v = -0.5 * (z - self.theta) ** 2 - 0.5 * (self.x - z) ** 2 + 0.5 * noise**2
+        v = np.exp(log_v)
+        v /= (mass * v).sum()
+        joint, score, prior = self.theta + self.x - 2 * z, noise / self.scale, z - self.theta
+        sticking = joint + score  # d log w / dz with the guide's parameters frozen
+        wake, model = (mass * v * score).sum(), (mass * v * prior).sum()
+        return {
+            PLAIN: ratio(v * joint, (mass * v**2 * joint).sum()),
+            DREG: ratio(v**2 * sticking),
+            WAKE: ratio(v * (score - wake), wake),
+            MODEL: ratio(v * (prior - model), model),
+        }
+
+
+class GaussianModel(PyroModule):
+    """Every copy has its own theta."""
+
+    def __init__(self, about: Gaussian, copies: int) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.full((copies,), about.theta))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.theta, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+class GaussianGuide(PyroModule):
+    """Every copy has its own location; the scale is given."""
+
+    def __init__(self, about: Gaussian, copies: int) -> None:
+        super().__init__()
+        self.loc, self.scale = nn.Parameter(torch.full((copies,), about.loc)), about.scale
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, self.scale))
+
+
+Found = dict[str, list[tuple[int, Ratio]]]
+
+
+def gaussian(settings: Settings, about: Gaussian) -> Found:
+    """Ratios of the guide's location by estimate and K, and theta's."""
+    found: Found = {}
+    for name, loss in LOSSES.items():
+        draws = settings.draws if name == PLAIN else settings.draws // 10
+        for k in settings.particles:
+            if name == WAKE and k == 1:  # the mean is zero
+                continue
+            began = time.process_time()
+            location, theta = copies(about, loss(k), draws, settings.seed + k)
+            found.setdefault(name, []).append((k, location))
+            if name == PLAIN:
+                found.setdefault(MODEL, []).append((k, theta))
+            say("Gaussian", name, k, location, time.process_time() - began)
+    return found
+
+
+def copies(about: Gaussian, loss: am.VariationalLoss, draws: int, seed: int) -> tuple[Ratio, Ratio]:
+    """Of the location and of theta, in float64."""
+    size = min(COPIES, draws)
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(seed)
+        x = torch.full((size,), about.x)
+        model, guide = GaussianModel(about, size), GaussianGuide(about, size)
+        moments = Moments(draws, 1), Moments(draws, 1)
+        loss.warm_up(model, guide, x)
+        for _ in range(draws // size):
+            value = loss.estimate(model, guide, (x,), {}).loss
+            slopes = torch.autograd.grad(value, [guide.loc, model.theta])
+            for several, slope in zip(moments, slopes, strict=True):
+                several.add(slope[:, None])
+    finally:
+        torch.set_default_dtype(kept)
+    return moments[0].ratio(), moments[1].ratio()
+
+
+def half_trained(settings: Settings) -> tuple[am.Program, Tensor]:
+    """The small program of the examples after half the steps of a hundred epochs, by the ELBO."""
+    torch.manual_seed(settings.seed)
+    program = example("vae").program(latent_dim=8, hidden=64)
+    svi = am.SVI(program.model, program.guide, lr=1e-3, compile="graph")
+    options: dict[str, Any] = {"batch_size": 128, "seed": settings.seed, "progress": False}
+    svi.fit(program.train, max_steps=settings.steps, **options)
+    return program, program.train[: settings.images]
+
+
+def network(settings: Settings) -> Found:
+    """Ratios of all parameters of the guide together, by estimate and K, and of the model's."""
+    program, x = half_trained(settings)
+    pair = Pair(program.model, program.guide, x)
+    known = trained(pair)
+    columns = {group.name: group.columns for group in known.groups}
+    leaves = list(known.leaves.values())
+    found: Found = {}
+    for name, loss in LOSSES.items():
+        draws = settings.network_draws // (1 if name == PLAIN else 4)
+        for k in settings.particles:
+            if name == WAKE and k == 1:
+                continue
+            began = time.process_time()
+            torch.manual_seed(settings.seed + k)
+            candidate = as_candidate(name, loss(k))
+            candidate.prepare(pair, 0)
+            sides: dict[str, Ratio] = {}
+            with candidate.quiet(), pyro.validation_enabled(False):
+                sampler = Sampler(lambda one=candidate: one.gradient(pair, leaves))
+                sides = by_side(sampler.chunks(draws), draws, columns)
+            found.setdefault(name, []).append((k, sides["guide"]))
+            if name == PLAIN:
+                found.setdefault(MODEL, []).append((k, sides["model"]))
+            say("network", name, k, sides["guide"], time.process_time() - began, sampler.reason)
+    return found
+
+
+def by_side(
+    chunks: Iterator[Tensor], draws: int, columns: Mapping[str, Tensor]
+) -> dict[str, Ratio]:
+    """The ratio of the guide's parameters and that of the model's."""
+    moments = {side: Moments(draws, len(columns[side])) for side in ("guide", "model")}
+    for chunk in chunks:
+        for side, several in moments.items():
+            several.add(chunk[:, columns[side]])
+    return {side: several.ratio() for side, several in moments.items()}
+
+
+def say(work: str, name: str, k: int, ratio: Ratio, seconds: float, reason: str = "") -> None:
+    low, high = ratio.interval
+    text = f"{work}, {name}, K = {k}: {ratio.value:.4g} [{low:.4g}, {high:.4g}], {seconds:.0f} s"
+    print(f"{text} {reason}".rstrip(), flush=True)

@@ -1,0 +1,1 @@
+"""The measured choice of estimators against every fixed one, on six programs."""

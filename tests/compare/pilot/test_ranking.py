@@ -1,0 +1,74 @@
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from amortized.compare.pilot.attempt import GroupNoise
+from amortized.compare.pilot.ranking import Signals, Work, best, shares
+
+
+def noise(variance: float, mean: float, count: int = 1000) -> GroupNoise:
+    return GroupNoise(variance, (0.8 * variance, 1.2 * variance), torch.tensor([mean]), count)
+
+
+def attempt(*, seconds: float = 1.0, biased: bool = False, **groups: GroupNoise) -> Any:
+    return SimpleNamespace(noise=groups, seconds=seconds, spread=0.0, biased=biased)
+
+
+def work(value: float, spread: float = 0.01) -> Work:
+    return Work(value, spread)
+
+
+def test_work_is_seconds_times_one_plus_noise_averaged_over_groups():
+    signals = Signals()
+    exact = attempt(model=noise(0.0, 2.0), guide=noise(0.0, 1.0))
+    noisy = attempt(seconds=2.0, model=noise(4.0, 0.0), guide=noise(3.0, 9.0))
+    for one in (noisy, exact):
+        signals.add(one)
+    assert signals.work(exact).value == pytest.approx(1.0)
+    # the signal is that of the least noisy means: 4 and 1
+    assert signals.work(noisy).value == pytest.approx(2.0 * (1 + (4 / 4 + 3 / 1) / 2))
+    assert signals.work(noisy).spread == pytest.approx(math.log(3.4 / 2.6) / 2)
+
+
+def test_the_error_of_a_mean_is_no_signal():
+    assert noise(10.0, 0.05, 1000).signal == pytest.approx(0.01)
+    assert noise(10.0, 2.0, 1000).signal == pytest.approx(3.99)
+
+
+def test_a_group_without_any_gradient_says_nothing():
+    signals = Signals()
+    still = attempt(model=noise(0.0, 0.0), guide=noise(1.0, 1.0))
+    signals.add(still)
+    assert signals.work(still).value == pytest.approx(1 + 1 / (1 - 1e-3))
+
+
+def test_a_bias_counts_as_noise():
+    signals = Signals()
+    fair = attempt(guide=noise(0.1, 1.0))
+    wrong = attempt(guide=noise(0.0, 3.0), biased=True)
+    for one in (fair, wrong):
+        signals.add(one)
+    assert signals.means["guide"] is fair.noise["guide"]
+    assert signals.noise(wrong)[0] == pytest.approx(4.0, rel=1e-3)
+
+
+def test_only_what_is_clearly_better_replaces_the_first():
+    assert best([work(1.0), work(0.97)]) == 0, "a gain below 5 % is none"
+    assert best([work(1.0), work(0.7)]) == 1
+    assert best([work(1.0), work(0.7, spread=0.5)]) == 0, "within its interval"
+    assert best([work(1.0, spread=0.5), work(0.7)]) == 0
+
+
+def test_of_equals_the_simpler_is_taken():
+    assert best([work(1.0), work(0.52), work(0.5)]) == 1
+    assert best([work(1.0), work(0.7), work(0.5)]) == 2
+
+
+def test_sites_in_order_of_their_own_noise():
+    signals = Signals()
+    groups = {"guide": noise(5.0, 1.0), "site a": noise(1.0, 1.0), "site b": noise(9.0, 1.0)}
+    signals.add(attempt(**groups))
+    assert shares(groups, signals, ["a", "b", "c"]) == ["b", "c", "a"]

@@ -1,0 +1,149 @@
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import amortized as am
+from amortized.checks.isolation import isolated, seed_torch
+from amortized.compare.candidates import Pair
+from amortized.compare.pilot.attempt import Setting
+from amortized.compare.pilot.search import searched
+from tests.compare import coin
+
+
+def ticking(step: float = 1e-3):
+    ticks = itertools.count()
+    return lambda: step * next(ticks)
+
+
+def look(pair: Pair, candidates=None, budget=math.inf, *, seed: int = 0, **options):
+    setting = Setting(pair, am.VariationalLoss(), clock=ticking(), warmup_steps=2)
+    with isolated(pair.model, pair.guide):
+        seed_torch(seed)
+        return searched(setting, candidates, budget, **options)
+
+
+def two() -> Pair:
+    """A bit in the guide above a category, the category with much the noisier gradient."""
+
+    def model() -> None:
+        b = pyro.sample("b", dist.Bernoulli(0.5))
+        c = pyro.sample("c", dist.Categorical(torch.ones(3)))
+        pyro.factor("f", 0.1 * b + torch.tensor([0.0, 3.0, -3.0])[c])
+
+    def guide() -> None:
+        pyro.sample("b", dist.Bernoulli(logits=pyro.param("b_logit", torch.tensor(0.3))))
+        pyro.sample("c", dist.Categorical(logits=pyro.param("c_logits", torch.zeros(3))))
+
+    return Pair(model, guide, ())
+
+
+def coin_pair() -> Pair:
+    return Pair(coin.model, coin.guide, ())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_at_equal_seconds_the_least_variance_wins(seed):
+    names = ["score_function", "leave_one_out", "disarm"]
+    found = look(coin_pair(), names, seed=seed)
+    assert min(names, key=coin.VARIANCES.__getitem__) == found.chosen["b"].name == "disarm"
+
+
+def test_enumeration_wins_where_all_is_enumerable():
+    found = look(two(), ["moving_average", "leave_one_out", "enumerate"])
+    assert {site: o.name for site, o in found.chosen.items()} == dict.fromkeys("bc", "enumerate")
+    verdicts = {(r.site, r.candidate): r.verdict for r in found.rows}
+    assert verdicts["b", "enumerate"] == verdicts["c", "enumerate"] == "chosen"
+    assert [r.site for r in found.rows] == ["b"] * 3 + ["c"] * 3
+    assert found.learned.keys() == {"b", "c"}
+
+
+def test_without_a_budget_all_stays_as_it_is():
+    found = look(coin_pair(), budget=0.0)
+    assert found.chosen["b"].name == "moving_average"
+    verdicts = {row.candidate: row.verdict for row in found.rows}
+    assert verdicts["moving_average"] == "kept" and verdicts["enumerate"] == "not measured"
+    assert all(row.work is None for row in found.rows)
+
+
+def test_the_budget_ends_the_pilot_and_what_is_known_decides():
+    whole = look(coin_pair(), ["moving_average", "disarm", "leave_one_out", "arm"])
+    assert all(row.work is not None for row in whole.rows)
+    part = look(coin_pair(), ["moving_average", "disarm", "leave_one_out", "arm"], budget=0.14)
+    measured = [row.candidate for row in part.rows if row.work is not None]
+    assert 1 < len(measured) < 4 and measured == [r.candidate for r in part.rows[: len(measured)]]
+    assert part.rows[-1].why == "the budget ended before it"
+
+
+def test_a_budget_may_depend_on_the_seconds_of_a_step():
+    asked = []
+
+    def budget(seconds: float) -> float:
+        asked.append(seconds)
+        return 50 * seconds
+
+    found = look(coin_pair(), budget=budget)
+    assert asked == [pytest.approx(1.15e-3)], "too little for two candidates: nothing is measured"
+    assert all(row.work is None for row in found.rows)
+
+
+def test_a_candidate_that_fails_is_recorded_with_its_sentence():
+    class Failing(am.DisARM):
+        def surrogate(self, draw, cost):
+            raise RuntimeError("no  such\nthing")
+
+        def __repr__(self):
+            return "Failing()"
+
+    found = look(coin_pair(), ["moving_average", Failing(), "leave_one_out"])
+    row = found.rows[1]
+    assert (row.candidate, row.verdict, row.why) == (
+        "Failing()",
+        "failed",
+        "RuntimeError: no such thing",
+    )
+    assert found.rows[2].work is not None
+
+
+def test_biased_candidates_are_measured_on_request_only():
+    names = ["moving_average", "straight_through"]
+    pair = Pair(_smooth, coin.guide, ())
+    refused = look(pair, names)
+    assert refused.chosen["b"].name == "moving_average"
+    assert [r.verdict for r in refused.rows] == ["kept", "refused"]
+    allowed = look(pair, names, biased=True)
+    assert allowed.rows[1].work is not None and allowed.rows[1].bias
+
+
+def _smooth() -> None:
+    b = pyro.sample("b", dist.Bernoulli(logits=coin.phi().detach()))
+    pyro.factor("f", (b - coin.T) ** 2)
+
+
+def test_a_program_that_asks_for_an_estimator_gets_it():
+    def guide() -> None:
+        logits = coin.phi()
+        pyro.sample("b", dist.Bernoulli(logits=logits), infer={"estimator": "disarm"})
+
+    found = look(Pair(coin.model, guide, ()))
+    (row,) = found.rows
+    assert (row.candidate, row.verdict) == ("disarm", "fixed")
+
+
+def test_what_is_in_use_is_what_others_have_to_beat():
+    found = look(coin_pair(), ["leave_one_out", "enumerate"], present={"b": "enumerate"})
+    assert found.before == {"b": "enumerate"} and found.chosen["b"].name == "enumerate"
+    verdicts = {row.candidate: row.verdict for row in found.rows}
+    assert verdicts == {"leave_one_out": "worse", "enumerate": "kept"}
+
+
+def test_nothing_is_disturbed():
+    pair = Pair(*coin.chain(), coin.chain_batch())
+    pyro.get_param_store()["phi"] = torch.tensor(0.25)
+    state = torch.get_rng_state()
+    look(pair, {"c": ["leave_one_out", "neural_baseline"]})
+    assert torch.equal(state, torch.get_rng_state())
+    assert list(pyro.get_param_store().keys()) == ["phi"]

@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+import amortized as am
+from amortized.cli import main
+from amortized.compare.selection.command import candidates_of
+
+PROGRAM = """
+import pyro, pyro.distributions as dist, torch
+import amortized as am
+
+def program(size: int = 16):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+
+    def guide(x):
+        slope = pyro.param("slope", torch.tensor(0.3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(logits=slope * x))
+
+    return am.Program(model, guide, torch.linspace(-1, 2, size))
+"""
+
+
+@pytest.fixture
+def call(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    path = tmp_path / "mine.py"
+    path.write_text(PROGRAM, encoding="utf-8")
+
+    def run(*options: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["select", str(path), "--batch-size", "8", *options])
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_the_choice_is_ready_to_paste(call):
+    code, out, _ = call("--candidate", "leave_one_out", "--candidate", "enumerate")
+    assert code == 0
+    assert out.splitlines()[-1] in ("--estimator c=leave_one_out", "--estimator c=enumerate")
+
+
+def test_json_has_the_options_too(call):
+    code, out, _ = call("--candidate", "c=disarm", "--candidate", "c=straight_through", "--biased")
+    assert code == 0 and "straight_through (biased)" in out
+    code, out, _ = call("--candidate", "disarm", "--format", "json", "--budget", "0")
+    assert code == 0 and json.loads(out)["options"] == ["c=disarm"]
+
+
+def test_a_mistake_is_one_sentence(call):
+    for options, match in (
+        (["--format", "pdf"], "--format pdf: expected one of"),
+        (["--candidate", "nobody"], "unknown estimator 'nobody'"),
+        (["--objective", "tvo"], "takes samples as data"),
+    ):
+        code, out, err = call(*options)
+        assert code in (2, 3) and match in err and out == ""
+        assert err.count("\n") == 1
+
+
+def test_names_with_and_without_a_site_are_not_mixed():
+    with pytest.raises(am.UsageError, match="--candidate disarm: others name a site"):
+        candidates_of(["c=arm", "disarm"])

@@ -118,6 +118,7 @@ class Attempt:
         self.noise: dict[str, GroupNoise] = {}
         self.draws, self.draw_seconds = 0, 0.0
         self.seconds, self.spread = math.nan, 0.0
+        self._ratios: list[float] = []
         self._own: list[Tensor] = []
         self._sampler: Sampler | None = None
         self._step: Callable[[], object] = self.gradient
@@ -191,10 +192,13 @@ class Attempt:
         """Measures the seconds of a step, in turns with another one.
 
         Load comes and goes: it is the ratio to the other one, taken at the same time, that counts.
+        Turns of earlier calls count too.
         """
         pair = [self] if beside is None else [self, beside]
         turns: list[list[float]] = []
-        with self._quiet():
+        # how many turns there are depends on the machine, and what is drawn later must not
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with self._quiet(), torch.random.fork_rng(devices):
             began = time.perf_counter()
             while len(turns) < _MOST_TURNS:
                 late = time.perf_counter() - began > _LIMIT * len(pair)
@@ -205,9 +209,9 @@ class Attempt:
             taken = [turn[0] for turn in turns]
             self.seconds = statistics.median(taken)
             return
-        ratios = [ours / theirs for ours, theirs in turns]
-        self.seconds = beside.seconds * statistics.median(ratios)
-        self.spread = _spread(ratios)
+        self._ratios += [ours / theirs for ours, theirs in turns]
+        self.seconds = beside.seconds * statistics.median(self._ratios)
+        self.spread = _spread(self._ratios)
 
     def once(self) -> float:
         """The seconds of one step, what comes beside its gradient included."""

@@ -254,6 +254,8 @@ class _Search:
                 break
             for attempt in again:
                 attempt.draw(_MORE * attempt.draws)
+                if attempt is not tried[0]:
+                    attempt.take_time(tried[0])
                 self.signals.add(attempt)
             works = [self.signals.work(attempt) for attempt in tried]
         return works

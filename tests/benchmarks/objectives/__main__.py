@@ -24,7 +24,7 @@ from rich.console import Console
 from tests.benchmarks.belief_network.plan import write
 from tests.benchmarks.objectives import evidence, figure, report, seconds, snr
 
-TITLES = ("Gaussian, one latent", "VAE 64-64-8, half trained")
+GAUSSIAN, NETWORK = "Gaussian, one latent", "VAE 64-64-8, half trained"
 
 
 def measure_evidence(options: argparse.Namespace) -> str:
@@ -45,8 +45,11 @@ def measure_evidence(options: argparse.Namespace) -> str:
 def measure_snr(options: argparse.Namespace) -> str:
     settings, about = snr.Settings(draws=options.draws, seed=options.seed), snr.Gaussian()
     torch.set_num_threads(1)
-    works = dict(zip(TITLES, (snr.gaussian(settings, about), snr.network(settings)), strict=True))
-    limits = {TITLES[0]: about.limits()}
+    works: dict[str, snr.Found] = {
+        GAUSSIAN: snr.gaussian(settings, about),
+        NETWORK: snr.network(settings),
+    }
+    limits = {GAUSSIAN: about.limits()}
     plain = {
         title: {name: [(k, asdict(r)) for k, r in points] for name, points in found.items()}
         for title, found in works.items()

@@ -52,7 +52,7 @@ def draw(works: Mapping[str, Found], limits: Mapping[str, Mapping[str, float]], 
         columnspacing=1.2,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
+    figure.savefig(path, dpi=160)
     return path
 
 
@@ -72,7 +72,9 @@ def panel(ax: Axes, found: Found, limits: Mapping[str, float]) -> None:
             ax.plot(x, line, color=FADED, linewidth=0.9, zorder=1, label="limit")
         ax.fill_between(ks, low, high, color=colour, alpha=0.22, linewidth=0)
         look: dict[str, Any] = {"color": colour, "marker": mark, "linestyle": dash}
-        ax.plot(ks, values, markersize=4.5, linewidth=1.4, label=NAMES[name], **look)
+        if name == MODEL:  # it may lie on another: larger and hollow, it is seen there
+            look |= {"markerfacecolor": "none", "markersize": 8}
+        ax.plot(ks, values, **{"markersize": 4.5, "linewidth": 1.4, **look}, label=NAMES[name])
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.xaxis.set_major_locator(FixedLocator(every))

@@ -22,8 +22,8 @@ from tests.fit.compiled.graphs import Function, capture, step_graph
 
 pytestmark = pytest.mark.float64
 
-WEIGHT = torch.linspace(-1.0, 2.0, 20).reshape(4, 5)
-X = torch.linspace(0.3, 2.9, 3 * 2 * 5).reshape(3, 2, 5)
+WEIGHT = torch.linspace(-1.0, 2.0, 20, dtype=torch.float64).reshape(4, 5)
+X = torch.linspace(0.3, 2.9, 3 * 2 * 5, dtype=torch.float64).reshape(3, 2, 5)
 
 
 def flops(step: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[list[Tensor], int]:
@@ -74,7 +74,7 @@ def zeros_on_the_right(x: Tensor) -> list[Tensor]:
 
 SAVED: dict[str, tuple[Function, float]] = {
     "a weight's gradient": (weight_gradient, 1 / 3),
-    "two layers": (through_two_layers, 0.61),
+    "two layers": (through_two_layers, 1 / 2),
     "slopes of two copies of three": (slopes_of_two, 2 / 3),
     "zeros on the right": (zeros_on_the_right, 1 / 3),
 }
@@ -221,5 +221,5 @@ def test_a_step_whose_base_alone_has_gradients(estimator: str, saves: bool) -> N
         results.append((found, counted[0]))
     for one, other in zip(results[0][0], results[1][0], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-    assert (results[1][1] < 0.85 * results[0][1]) == saves
+    assert (results[1][1] < 0.9 * results[0][1]) == saves
     assert saves or results[1][1] == results[0][1]

@@ -6,8 +6,8 @@
 A point source at z on a square shines on 16 detectors; it is *lit* or not. Each detector counts
 photons, x ~ Poisson(background + lit * power / (distance^2 + 0.05)). The simulator has nothing to
 learn. The guide sees counts, and is trained on simulations alone: `ForwardKL` charges -log q of the
-z and lit that made them. Afterwards one pass answers any observation, and importance weights against
-the model say how good the answer is.
+z and lit that made them. Afterwards one pass answers any observation, and importance weights
+against the model say how good the answer is.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -183,7 +184,7 @@ def _run(
         if trial is None:
             left.append(job)
         else:
-            keep(trial)
+            keep(replace(trial, place=job.place))
     run_trials(plan, left, workers, finish)
     return done
 

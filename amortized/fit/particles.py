@@ -45,9 +45,11 @@ class Particles:
     def means(self) -> Tensor:
         """ELBO, reconstruction, effective sample size, and the bound of each size, ``[3 + S, B]``.
 
-        The effective sample size is ``(sum w)^2 / sum w^2``, between 1 and the number of draws.
+        The effective sample size is ``(sum w)^2 / sum w^2``, between 1 and the number of draws; 0
+        where every draw is impossible under the model.
         """
         effective = (2 * self._log_sum - self._log_squares).exp()
+        effective = effective.masked_fill(self._log_sum == -math.inf, 0.0)
         bounds = [groups.mean() for groups in self._bounds]
         elbo, likelihood = self._log_weight / self.count, self._likelihood / self.count
         return torch.stack([elbo, likelihood, effective, *bounds])

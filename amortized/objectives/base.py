@@ -46,6 +46,13 @@ class Objective(ABC):
             shape ``[*plates]``, in nats.
         """
 
+    def slopes(self, log_weights: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The first and second derivative of the bound in each log-weight, ``[K, *plates]`` each.
+
+        Not needed: None has them taken from `bound`, of which K copies are then made at once.
+        """
+        return None
+
 
 class Reweighted(Objective):
     """An objective whose samples are data: constants, whose two densities are differentiated.

@@ -31,8 +31,8 @@ def objective_of(
     """An objective from its name, with arguments after a colon.
 
     Args:
-        text: ``"iwae"``, ``"renyi:alpha=0.5"``, ``"elbo:beta=4,free_bits=0.5"``; hyphens and
-            underscores are alike.
+        text: ``"iwae"``, ``"renyi:alpha=0.5"``, ``"elbo:beta=4,free_bits=0.5"``,
+            ``"tvo:partition=[0, 0.2, 1]"``; hyphens and underscores are alike.
         num_particles: where the objective has particles; None: its own default.
         kl: for the ELBO.
 
@@ -65,16 +65,27 @@ def objective_of(
 
 
 def _arguments(name: str, text: str, accepted: set[str]) -> dict[str, Any]:
+    expected = (
+        f"objective {name!r}: expected name=value with a name among "
+        f"{', '.join(sorted(accepted)) or 'none'}"
+    )
+    try:
+        call = ast.parse(f"_({text})", mode="eval").body
+    except SyntaxError as error:
+        raise UsageError(f"{expected}; found {text.strip()!r}") from error
+    if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
+        raise UsageError(f"{expected}; found {text.strip()!r}")
     found: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals or key.strip() not in accepted:
-            raise UsageError(
-                f"objective {name!r}: expected name=value with a name among "
-                f"{', '.join(sorted(accepted)) or 'none'}; found {part!r}"
-            )
-        try:
-            found[key.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            found[key.strip()] = value.strip()
+    for part in call.keywords:
+        if part.arg is None or part.arg not in accepted:
+            raise UsageError(f"{expected}; found {ast.unparse(part)!r}")
+        found[part.arg] = _value(part.value)
     return found
+
+
+def _value(node: ast.expr) -> Any:
+    """A Python literal, or the words as they are."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)

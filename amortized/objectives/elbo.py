@@ -37,8 +37,9 @@ class ELBO(Objective):
     Args:
         num_particles: independent runs of the guide, averaged.
         kl: ``"sample"`` or ``"analytic"``.
-        beta: the weight of each site's KL: a number, or a function from the number of steps taken
-            (a scalar tensor) to one; or a mapping of those by site name or glob, first match first.
+        beta: the weight of each site's KL: a number, or a function from the number of batches
+            learned from (a scalar tensor; optimizer steps, times ``accumulate_grad_batches``) to
+            one; or a mapping of those by site name or glob, first match first.
         free_bits: nats per data point that a site's KL may have for nothing; or a mapping.
 
     Raises:
@@ -80,7 +81,7 @@ class ELBO(Objective):
         return bool(self.beta or self.free_bits)
 
     def beta_of(self, site: str, step: Tensor) -> float | Tensor:
-        """The weight of a site's KL after so many steps."""
+        """The weight of a site's KL after so many batches."""
         weight = _first(self.beta, site, 1.0)
         return weight if isinstance(weight, int | float) else weight(step)
 

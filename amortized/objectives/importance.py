@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from amortized.errors import UsageError
@@ -50,6 +51,10 @@ class IWAE(Objective):
     def bound(self, log_weights: Tensor) -> Tensor:
         """The log of the mean weight, shape ``[*plates]`` from ``[K, *plates]``."""
         return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+    def slopes(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The normalized weights w, and w - w^2."""
+        return _slopes(log_weights, 1.0)
 
     def __repr__(self) -> str:
         """One line."""
@@ -98,6 +103,20 @@ class Renyi(Objective):
         powers = (order * log_weights).logsumexp(0) - math.log(len(log_weights))
         return powers / order
 
+    def slopes(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The normalized powers of the weights v, and (1 - alpha)(v - v^2)."""
+        order = 1.0 - self.alpha
+        return _slopes(log_weights, 0.0 if abs(order) < _NEARLY_ONE else order)
+
     def __repr__(self) -> str:
         """One line."""
         return f"Renyi(alpha={self.alpha:g}, num_particles={self.num_particles})"
+
+
+def _slopes(log_weights: Tensor, order: float) -> tuple[Tensor, Tensor]:
+    """Derivatives of ``1 / order log sum w^order``; of the mean at order 0."""
+    if order == 0.0:
+        first = torch.full_like(log_weights, 1.0 / len(log_weights))
+        return first, torch.zeros_like(first)
+    powers = (order * log_weights).softmax(0)
+    return powers, order * (powers - powers**2)

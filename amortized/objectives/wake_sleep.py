@@ -95,9 +95,10 @@ class ForwardKL(Reweighted):
 
     The model draws latents *and* observations, the guide sees these observations as its arguments
     and is charged minus log q of these latents: one simulation for each data point of a batch,
-    whose values count for their shapes alone. Unbiased; discrete and continuous latents alike, and
-    sites have no estimators (`EstimatorError`). theta gets no gradient. At the posterior the loss
-    is the conditional entropy H(z | x), not zero.
+    whose values count for their shapes alone, except behind masks of observations: there the guide
+    is given what the batch has. Unbiased; discrete and continuous latents alike, and sites have no
+    estimators (`EstimatorError`). The guide samples every latent of the model. theta gets no
+    gradient. At the posterior the loss is the conditional entropy H(z | x), not zero.
 
     ``simulate=False`` takes a stored set of simulations instead: the batch holds observations and,
     under the names of the sites, latents, and both programs accept these arguments.

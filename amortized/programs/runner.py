@@ -19,7 +19,12 @@ from amortized.programs.modules import modules_of
 from amortized.programs.records import DataPlate, Layout, MoreRowsError, Run, Sharing
 from amortized.programs.run import Program, run_pair, with_room
 from amortized.programs.sequential import Tree, explore
-from amortized.programs.simulation import Observed, simulated_run, stored_values
+from amortized.programs.simulation import (
+    Observed,
+    refuse_one_for_many,
+    simulated_run,
+    stored_values,
+)
 from amortized.programs.study import Study, identity, probe, undisturbed
 
 # more signatures than any program has, and a bound for scripts that make a program at every step
@@ -209,9 +214,10 @@ class Runner:
                 return simulated_run(model, guide, args, kwargs, context, observed, compare=compare)
             values = stored_values(guide, model, args, kwargs, study.sites)
             held = dict.fromkeys(values, AS_DATA)
-            return run_pair(
-                model, guide, args, kwargs, replace(context, fixed=values, drawn_by=held)
-            )
+            held_context = replace(context, fixed=values, drawn_by=held)
+            found = run_pair(model, guide, args, kwargs, held_context)
+            refuse_one_for_many(found.guide)
+            return found
 
         run, study.nesting = with_room(study.nesting, attempt)
         return run, plate

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from amortized.errors import ProgramError, UsageError
 from amortized.estimators.as_data import AS_DATA
-from amortized.estimators.base import base_of
+from amortized.estimators.base import TorchNoise, base_of
+from amortized.programs.batches import aliases
 from amortized.programs.handlers import (
     Context,
     GuideHandler,
@@ -25,8 +26,9 @@ from amortized.programs.handlers import (
 )
 from amortized.programs.placement import unmasked
 from amortized.programs.records import Run, SiteRecord
-from amortized.programs.run import Program, execute
-from amortized.programs.terms import build_terms, latents_of
+from amortized.programs.run import Program, execute, is_guide_messenger
+from amortized.programs.study import undisturbed
+from amortized.programs.terms import build_terms, latents_of, masks_of
 
 Observed = Mapping[str, str] | Callable[[dict[str, Tensor]], Mapping[str, Any]] | None
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -60,13 +62,19 @@ def simulated_run(
     with torch.no_grad():
         drawn = execute(model, args, kwargs, SimulationHandler(context), context)
     latents = {name: r.value for name, r in drawn.records.items() if not r.observed}
-    found = _carried(drawn, observed)
-    again = _with_arguments(guide, model, args, kwargs, found)
+    names = _names(guide, model)
+    found = _carried(drawn, observed, _by_name(names, args, kwargs))
+    again = _with_arguments(names, args, kwargs, found, compare=compare)
     if compare and not callable(observed):
-        _refuse_changed(drawn.originals, (args, kwargs), _names(guide, model), observed or {})
+        carriers = observed or {}
+        _refuse_changed(drawn, _by_name(names, args, kwargs), carriers)
+        if _tells_nothing(drawn.originals, _by_name(names, args, kwargs), carriers):
+            seen = _observed_of(model, guide, again, context)
+            _refuse_changed(seen, _by_name(names, *again), carriers)
     held = dict.fromkeys(latents, AS_DATA)
     fixed = replace(context, fixed={**drawn.subsamples, **latents}, drawn_by=held)
-    charged = execute(guide, *again, GuideHandler(fixed), fixed)
+    handler = GuideHandler(fixed, runs_model=is_guide_messenger(guide))
+    charged = execute(guide, *again, handler, fixed)
     return charged_run(charged, drawn.records, drawn.subsamples, fixed)
 
 
@@ -96,6 +104,7 @@ def charged_run(
             f"of {sorted(values)}); name the model's latent alike, or put its values into the "
             f"batch under {name!r} where simulations are stored"
         )
+    refuse_one_for_many(charged.records)
     terms, notes = build_terms(charged.records, model, context.layout, False, {})
     return Run(
         terms=terms,
@@ -106,6 +115,28 @@ def charged_run(
         subsamples=subsamples,
         kl_notes=notes,
     )
+
+
+def refuse_one_for_many(guide: Mapping[str, SiteRecord]) -> None:
+    """Raise where one value of a latent would be charged as one of each element of the guide's law.
+
+    Raises:
+        ProgramError: the value of a site has fewer elements than its law in the guide.
+    """
+    for name, record in guide.items():
+        law = record.fn.batch_shape
+        if record.observed or not isinstance(record.value, Tensor):
+            continue
+        value = record.value.shape[: record.value.dim() - len(record.fn.event_shape)]
+        given = (1,) * (len(law) - len(value)) + tuple(value)
+        pairs = zip(law[::-1], given[::-1], strict=False)
+        if any(ours > 1 and theirs == 1 for ours, theirs in pairs):
+            raise ProgramError(
+                f"site {name!r}: its value has batch shape {tuple(value)}, and the guide has a law "
+                f"of batch shape {tuple(law)}, so one value would be charged as that of every "
+                "element; where the model draws it in a plate without a size, say the size, "
+                "pyro.plate(name, len(x)); a stored set has a value for each element"
+            )
 
 
 def stored_values(
@@ -176,8 +207,12 @@ class SimulationHandler(Messenger):
             self.records[msg["name"]] = record
 
 
-def _carried(drawn: SimulationHandler, observed: Observed) -> dict[str, Any]:
+def _carried(
+    drawn: SimulationHandler, observed: Observed, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the guide is given, by the name of the argument.
+
+    What a mask hides is as the argument has it, so that the guide sees no more than on data.
 
     Raises:
         UsageError: a name that is no simulated site.
@@ -191,23 +226,45 @@ def _carried(drawn: SimulationHandler, observed: Observed) -> dict[str, Any]:
         raise UsageError(
             f"observed={observed!r}: the model has no site {strange[0]!r}; it has {sorted(sites)}"
         )
-    return {argument: sites[site] for site, argument in names.items()}
+    return {
+        argument: _visible(drawn.records[site], sites[site], given.get(argument))
+        for site, argument in names.items()
+    }
+
+
+def _visible(record: SiteRecord, value: Tensor, given: Any) -> Tensor:
+    """A value, and the given one behind the masks of an observation."""
+    if not record.observed or not isinstance(given, Tensor) or given.shape != value.shape:
+        return value
+    for law, mask in masks_of(record.fn, record.mask):
+        if mask is None:
+            continue
+        mask = torch.as_tensor(mask, device=value.device)
+        mask = mask.reshape(mask.shape + (1,) * len(law.event_shape))
+        value = torch.where(mask, value, given)
+    return value
+
+
+def _by_name(names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _with_arguments(
-    guide: Program,
-    model: Program,
+    names: list[str],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     found: Mapping[str, Any],
+    *,
+    compare: bool,
 ) -> Arguments:
     """The arguments of both programs with what was simulated in place.
 
     Raises:
         UsageError: no argument of a name.
-        ProgramError: what was simulated has another shape than the argument.
+        ProgramError: what was simulated has another shape than the argument, or does not fit into
+            its dtype.
     """
-    names, positional, named = _names(guide, model), list(args), dict(kwargs)
+    positional, named = list(args), dict(kwargs)
     for name, value in found.items():
         if name not in named and name not in names:
             known = sorted({*names, *named})
@@ -218,7 +275,7 @@ def _with_arguments(
             )
         place = names.index(name) if name in names else len(positional)
         before = positional[place] if place < len(positional) else named.get(name)
-        value = _alike(name, value, before)
+        value = _alike(name, value, before, compare=compare)
         if place < len(positional):
             positional[place] = value
         else:
@@ -226,7 +283,7 @@ def _with_arguments(
     return tuple(positional), named
 
 
-def _alike(name: str, value: Any, before: Any) -> Any:
+def _alike(name: str, value: Any, before: Any, *, compare: bool) -> Any:
     """A simulated value in the dtype of the argument that it replaces."""
     if not (isinstance(value, Tensor) and isinstance(before, Tensor)):
         return value
@@ -236,22 +293,57 @@ def _alike(name: str, value: Any, before: Any) -> Any:
             f"the argument that it stands for has {tuple(before.shape)}; give "
             "observed= a function from simulated sites to arguments"
         )
-    return value.to(before.dtype)
+    found = value.to(before.dtype)
+    if compare and not found.is_floating_point() and not _equal(value, found):
+        raise ProgramError(
+            f"argument {name!r}: the model simulates numbers that {before.dtype} cannot hold, the "
+            "dtype of the argument that they stand for, so they would be cut off; pass the batch "
+            "in floating point, or give observed= a function from simulated sites to arguments"
+        )
+    return found
+
+
+def _tells_nothing(
+    originals: Mapping[str, Any], given: Mapping[str, Any], observed: Mapping[str, str]
+) -> bool:
+    """Whether arguments are one number throughout, such as the zeros that stand for a shape.
+
+    Then ``x / 255`` equals ``x``: that the model observes what it was given says nothing.
+    """
+    pairs = [(seen, given.get(observed.get(site, site))) for site, seen in originals.items()]
+    return any(
+        isinstance(argument, Tensor) and seen is not argument and _constant(argument)
+        for seen, argument in pairs
+    )
+
+
+def _constant(value: Tensor) -> bool:
+    return value.numel() > 0 and _equal(value, value.flatten()[0])
+
+
+def _observed_of(
+    model: Program, guide: Program, given: Arguments, context: Context
+) -> SimulationHandler:
+    """What the model observes where it is given simulations; nothing else is left of the run."""
+    with undisturbed(model, guide), torch.no_grad():
+        args, kwargs = aliases(*given)
+        aside = replace(context, noise=TorchNoise())
+        return execute(model, args, kwargs, SimulationHandler(aside), aside)
 
 
 def _refuse_changed(
-    originals: Mapping[str, Any],
-    given: tuple[tuple[Any, ...], Mapping[str, Any]],
-    names: list[str],
-    observed: Mapping[str, str],
+    drawn: SimulationHandler, given: Mapping[str, Any], observed: Mapping[str, str]
 ) -> None:
     """Raise where the model observes something else than the argument that carries the site."""
-    by_name = {**dict(zip(names, given[0], strict=False)), **given[1]}
-    for site, seen in originals.items():
-        argument = by_name.get(observed.get(site, site))
-        if not (isinstance(argument, Tensor) and isinstance(seen, Tensor)):
+    for site, seen in drawn.originals.items():
+        argument = given.get(observed.get(site, site))
+        if seen is argument or not (isinstance(argument, Tensor) and isinstance(seen, Tensor)):
             continue
-        if seen.shape != argument.shape or not _equal(seen, argument):
+        # behind a mask anything may stand: it is neither observed nor simulated
+        alike = seen.shape == argument.shape and _equal(
+            _visible(drawn.records[site], seen, argument), argument
+        )
+        if not alike:
             raise ProgramError(
                 f"site {site!r}: the model observes something else than the argument "
                 f"{observed.get(site, site)!r} that carries it (it is scaled, binarized or filled "

@@ -318,6 +318,12 @@ def replaced(objective: Objective, base: Tensor, rows: Tensor) -> tuple[Tensor, 
 
 def slopes(objective: Objective, log_w: Tensor) -> tuple[Tensor, Tensor]:
     """dg / d log w_k and its own derivative in log w_k, shape ``[K, *shared]``, detached."""
+    known = objective.slopes(log_w.detach())
+    return by_rows(objective, log_w) if known is None else known
+
+
+def by_rows(objective: Objective, log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of any bound, one row moved at a time."""
     with torch.enable_grad():
         rows = log_w.detach().unsqueeze(0).clone().requires_grad_()
         bound = objective.bound(_swapped(log_w, rows))

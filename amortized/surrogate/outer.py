@@ -32,6 +32,9 @@ class OuterScale:
     def of(self, run: Run, shared: Plates, *, read: bool) -> tuple[Tensor | float, bool]:
         """The scale of every term and True where it is one and the same, else shared subsampling.
 
+        A scale with a number for each element of a plate that is added up inside the logarithm is
+        as many scales as it has numbers.
+
         Raises:
             ProgramError: a plate is subsampled that not every site is in.
         """
@@ -43,7 +46,8 @@ class OuterScale:
         first = next((scale for scale in scales if isinstance(scale, Tensor)), None)
         if first is None and scales:
             first = scales[0]
-        if first is None or self._all_equal(scales, first, (*run.guide, *run.model), read):
+        alike = first is None or self._all_equal(scales, first, (*run.guide, *run.model), read)
+        if alike and _constant_outside(first, shared):
             return (1.0 if first is None else first), True
         sizes = records[0].sizes
         outer = math.prod(full / size for plate, (size, full) in sizes.items() if plate in names)
@@ -60,6 +64,13 @@ class OuterScale:
                 isinstance(scale, Tensor) and torch.equal(scale, like) for scale in scales
             )
         return self._common.get(key, False)
+
+
+def _constant_outside(scale: Any, shared: Plates) -> bool:
+    if not isinstance(scale, Tensor):
+        return True
+    dims = {dim for _, dim in shared}
+    return all(scale.shape[dim] == 1 or dim in dims for dim in range(-scale.dim(), 0))
 
 
 def _refuse_subsampled(record: SiteRecord, shared: set[str]) -> None:

@@ -82,6 +82,26 @@ def test_without_a_data_plate_numbers_are_totals() -> None:
     assert not found["per_datum"] and found["elbo"] == pytest.approx(total.item())
 
 
+@pytest.mark.parametrize("plate", [True, False])
+def test_a_pair_that_learned_from_simulations_has_an_elbo_on_data(plate: bool) -> None:
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        if plate:
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+        else:
+            pyro.sample("x", dist.Normal(m, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("m", dist.Normal(x.mean(), 0.3))
+
+    x = tiny.data(8)
+    asked = {"num_particles": 40, "batch_size": 8}
+    learned = run(model, guide, x, loss=VariationalLoss(am.ForwardKL()), **asked)
+    plain = run(model, guide, x, **asked)
+    assert learned == plain and math.isfinite(plain["elbo"])
+
+
 def test_particles_of_the_objective_count(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     evaluated = Stepper.evaluated

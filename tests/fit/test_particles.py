@@ -65,3 +65,13 @@ def test_what_counts_nothing_is_refused(asked):
     svi = am.SVI(tiny.local_model, tiny.param_guide)
     with pytest.raises(am.UsageError, match="num_particles"):
         svi.evaluate(tiny.data(4), num_particles=asked)
+
+
+def test_draws_that_are_all_impossible_are_worth_none():
+    log_w = draws(6)
+    log_w[:, 1] = -math.inf
+    particles = Particles([3])
+    particles.add(LogWeights(log_w, torch.zeros_like(log_w), log_w, per_datum=True))
+    elbo, _, effective, bound = particles.means()
+    assert effective[1] == 0.0 and effective[0] >= 1.0
+    assert elbo[1] == bound[1] == -math.inf

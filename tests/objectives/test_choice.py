@@ -19,6 +19,8 @@ from amortized.objectives.choice import objective_of
         ("reweighted-wake-sleep:phi=sleep", repr(am.ReweightedWakeSleep(phi="sleep"))),
         ("reweighted_wake_sleep:phi=0.5", repr(am.ReweightedWakeSleep(phi=0.5))),
         ("tvo:partition=4", repr(am.TVO(partition=4))),
+        ("tvo:partition=[0, 0.2, 1],side=upper", repr(am.TVO(5, [0.0, 0.2, 1.0], "upper"))),
+        ("elbo:beta={'z': 4.0, 'y': 1}", repr(am.ELBO(beta={"z": 4.0, "y": 1}))),
         ("forward_kl", "ForwardKL()"),
     ],
 )
@@ -47,6 +49,8 @@ def _names() -> list[str]:
         ("iwae:5", {}, r"name=value.*found '5'"),
         ("forward_kl", {"num_particles": 3}, r"'forward_kl' has no particles"),
         ("iwae", {"kl": "analytic"}, r"'iwae' has no KL"),
+        ("renyi:alpha=", {}, r"name=value.*found 'alpha='"),
+        ("renyi:alpha=1)(", {}, r"name=value.*found 'alpha=1\)\('"),
         ("renyi:alpha=many", {}, r"alpha='many'"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import amortized as am
+from amortized.surrogate.bound import by_rows
 
 pytestmark = pytest.mark.float64
 
@@ -65,3 +66,15 @@ def test_wrong_arguments_are_named(make: Any, message: str) -> None:
 def test_they_print_as_they_are_typed() -> None:
     assert repr(am.IWAE(3)) == "IWAE(num_particles=3)"
     assert repr(am.Renyi(0.5, 3)) == "Renyi(alpha=0.5, num_particles=3)"
+
+
+@pytest.mark.parametrize("alpha", [-2.0, 0.0, 0.5, 1.0, 3.0])
+def test_slopes_in_closed_form_are_those_of_the_bound(alpha: float) -> None:
+    log_w = weights(6)
+    objective = am.Renyi(alpha, 6)
+    for known, derived in zip(objective.slopes(log_w), by_rows(objective, log_w), strict=True):
+        assert torch.allclose(known, derived, rtol=1e-10, atol=1e-14)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(am.IWAE(6).slopes(log_w), am.Renyi(0.0, 6).slopes(log_w), strict=True)
+    )

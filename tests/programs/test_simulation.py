@@ -180,6 +180,117 @@ def test_what_cannot_be_handed_on_is_refused(why: str) -> None:
         run(p, q, torch.ones(5, 3), **options)
 
 
+def test_zeros_do_not_hide_that_a_model_changes_its_argument() -> None:
+    zeros, options = torch.zeros(5, 3), {"observed": {"x": "images"}}
+    run(lambda images: seen(images, 1.0), Encoder(), zeros, **options)
+    with pytest.raises(am.ProgramError, match=r"site 'x'.*observes something else.*'images'"):
+        run(lambda images: seen(images, 0.5), Encoder(), zeros, **options)
+
+
+def test_the_second_look_moves_no_generator_and_no_buffer() -> None:
+    norm = nn.BatchNorm1d(3, affine=False)
+
+    def p(images: Tensor) -> None:
+        with pyro.plate("data", len(images)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(images)), 1.0))
+            loc = norm(z.unsqueeze(-1) * torch.ones(3))
+            pyro.sample("x", dist.Normal(loc, 0.1).to_event(1), obs=1.0 * images)
+
+    looked, drawn = [], []
+    for looks in ("always", "never"):
+        norm.reset_running_stats()
+        runner = Runner(0)
+        runner.study(p, Encoder(), (torch.zeros(5, 3),), {}, TorchNoise())
+        runner.looks = looks  # type: ignore[assignment]
+        pyro.set_rng_seed(0)
+        options: Any = {"noise": TorchNoise(), "observed": {"x": "images"}}
+        found, _ = runner.simulate(p, Encoder(), (torch.zeros(5, 3),), {}, **options)
+        looked.append(int(norm.num_batches_tracked or 0))
+        drawn.append(found.model["x"].value)
+    assert looked == [1, 1] and torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("filled", [True, False])
+def test_the_guide_sees_no_more_than_on_data(inside: bool, filled: bool) -> None:
+    there = torch.tensor([[True, False, True], [True, True, True], [False, False, False]])
+    x = torch.where(there, torch.tensor(2.0), torch.nan)
+
+    def p(x: Tensor) -> None:
+        mask = x.isfinite()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            law = dist.Normal(z.unsqueeze(-1).expand(x.shape), 0.1)
+            seen = x.nan_to_num() if filled else x
+            if inside:
+                pyro.sample("x", law.mask(mask).to_event(1), obs=seen)
+            else:
+                with pyro.poutine.mask(mask=mask.all(-1)):
+                    pyro.sample("x", law.to_event(1), obs=torch.where(mask, seen, x))
+
+    given = []
+
+    def q(x: Tensor) -> None:
+        given.append(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.nan_to_num().sum(-1), 1.0))
+
+    found = run(p, q, x)
+    visible = there if inside else there.all(-1, keepdim=True).expand(3, 3)
+    drawn = found.model["x"].value
+    assert torch.equal(given[-1][visible], drawn[visible])
+    assert torch.equal(given[-1][~visible].nan_to_num(9.0), x[~visible].nan_to_num(9.0))
+
+
+def test_numbers_that_an_argument_cannot_hold_are_not_cut_off() -> None:
+    whole = torch.ones(5, 3, dtype=torch.int64)
+
+    def of_counts(images: Tensor) -> None:
+        Encoder()(1.0 * images)
+
+    with pytest.raises(am.ProgramError, match=r"argument 'images'.*torch\.int64 cannot hold"):
+        run(seen, of_counts, whole, observed={"x": "images"})
+
+    def counts(images: Tensor) -> None:
+        with pyro.plate("data", len(images)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(images)), 1.0))
+            rate = z.exp().unsqueeze(-1).expand(-1, 3)
+            pyro.sample("x", dist.Poisson(rate).to_event(1), obs=images)
+
+    found = run(counts, of_counts, whole, observed={"x": "images"})
+    assert torch.equal(found.guide["z"].fn.loc, found.model["x"].value.sum(-1))
+
+
+def test_one_draw_is_not_charged_as_that_of_every_datum() -> None:
+    def p(x: Tensor) -> None:
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z * torch.ones(len(x)), 1.0), obs=x)
+
+    def q(x: Tensor) -> None:
+        with pyro.plate("data"):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(am.ProgramError, match=r"site 'z'.*batch shape \(\).*\(5,\).*len\(x\)"):
+        run(p, q, torch.ones(5))
+
+
+@pytest.mark.parametrize("rows", [None, 1])
+def test_a_stored_set_has_a_value_for_each_datum(rows: int | None) -> None:
+    def p(x: Tensor, z: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def q(x: Tensor, z: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    stored = torch.zeros(()) if rows is None else torch.zeros(rows)
+    with pytest.raises(am.ProgramError, match=r"site 'z'.*a stored set has a value for each"):
+        run(p, q, torch.ones(5), stored, stored=True)
+
+
 def test_a_model_with_a_factor_cannot_simulate() -> None:
     def p(x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -202,6 +313,22 @@ def test_autoguides_have_no_log_q_of_a_simulation() -> None:
     guide(row())
     with pytest.raises(am.ProgramError, match=r"site 'z_unconstrained'.*auxiliary.*samples the"):
         run(p, guide, row())
+
+
+def test_a_guide_that_runs_the_model_inside_is_no_observer() -> None:
+    class Mean(pyro.infer.autoguide.AutoMessenger):
+        def get_posterior(self, name: str, prior: Any) -> Any:
+            return dist.Normal(weight("a", 0.5), 1.0).expand(prior.batch_shape)
+
+    def p(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    found = run(p, Mean(p), torch.zeros(4))
+    law = dist.Normal(torch.tensor(0.5), 1.0)
+    assert torch.allclose(found.terms[0].value, -law.log_prob(found.model["z"].value))
+    assert [term.role for term in found.terms if term.role == "guide"] == ["guide"]
 
 
 def test_another_shape_is_refused() -> None:

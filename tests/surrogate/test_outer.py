@@ -62,6 +62,29 @@ def test_tensors_are_compared_by_value_and_remembered_where_they_cannot_be_read(
     assert outer.of(run, shared, read=False)[1] is True
 
 
+def test_a_scale_that_varies_inside_the_logarithm_stays_there() -> None:
+    scale, x = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.3, -1.0, 0.8])
+
+    def q() -> None:
+        with poutine.scale(scale=scale), pyro.plate("first", 3):
+            pyro.sample("z", dist.Normal(0.2, 1.0))
+
+    def p() -> None:
+        with poutine.scale(scale=scale):
+            with pyro.plate("first", 3):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("second", 3):
+                pyro.sample("x", dist.Normal(z.flip(-1), 0.5), obs=x)
+
+    values = []
+    for objective in (am.ELBO(), am.IWAE(1)):
+        loss = am.VariationalLoss(objective)
+        loss.warm_up(p, q, ())
+        pyro.set_rng_seed(0)
+        values.append(loss.loss(p, q))
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
 def test_a_minibatch_that_not_everybody_is_in_is_refused() -> None:
     def whole() -> None:
         pyro.sample("g", dist.Normal(0.0, 1.0))

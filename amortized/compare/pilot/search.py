@@ -26,6 +26,10 @@ Budget = float | Callable[[float], float]
 _DRAWS: Final = 32
 _MORE: Final = 4
 _MOST_DRAWS: Final = 512
+# the time that one attempt takes, with some to spare, in that of the longest so far
+_ONE: Final = 1.1
+# steps are so many times faster where they are captured, at least, so the budget is smaller
+_CAPTURED: Final = 2.0
 # an interval up to so many times as large is worth showing
 _WIDE: Final = 100.0
 _SWEEPS: Final = 2
@@ -113,7 +117,7 @@ class _Search:
         self._began = setting.clock()
         self._budget = budget if isinstance(budget, int | float) else math.inf
         self._of_a_step = None if isinstance(budget, int | float) else budget
-        self._longest = 0.0
+        self._until, self._longest = math.inf, 0.0
         self._rows: dict[tuple[str, str], Row] = {}
 
     def run(self) -> None:
@@ -132,11 +136,20 @@ class _Search:
         outcome.rows = list(self._rows.values())
 
     def _descend(self, incumbent: Attempt, sites: list[str]) -> Attempt:
-        """One site after the other; a second time if a choice may have changed others."""
+        """First one estimator at all sites, then one site after the other.
+
+        A second time if a choice may have changed others.
+        """
+        if len(sites) > 1:
+            self._allow(0.5)
+            incumbent = self._choose(sites, incumbent)
         for sweep in range(_SWEEPS):
             changed = False
-            for site in shares(incumbent.noise, self.signals, sites):
-                found = self._choose(site, incumbent)
+            order = shares(incumbent.noise, self.signals, sites)
+            for place, site in enumerate(order):
+                # what the first site leaves must do for the others, too
+                self._allow(1.0 if sweep else 1 / (len(order) - place))
+                found = self._choose([site], incumbent)
                 changed = changed or found is not incumbent
                 incumbent = found
             if not changed or len(sites) == 1 or sweep == _SWEEPS - 1 or not self._has_time():
@@ -165,7 +178,7 @@ class _Search:
         attempt.prepare(warm=False)
         one = attempt.once()
         if self._of_a_step is not None:
-            self._budget = self._of_a_step(one)
+            self._budget = self._of_a_step(one / _CAPTURED if self.setting.captured else one)
         if not self._has_time(2 * _OF_AN_ATTEMPT * one):
             return None
         if warm:
@@ -183,61 +196,84 @@ class _Search:
             )
         return attempt
 
-    def _choose(self, site: str, incumbent: Attempt) -> Attempt:
-        """Measure the candidates of one site, and take the best."""
+    def _choose(self, sites: Sequence[str], incumbent: Attempt) -> Attempt:
+        """Measure what these sites may have, one estimator for all of them, and take the best."""
         outcome = self.outcome
-        options, tried = [outcome.chosen[site]], [incumbent]
-        for option in outcome.options[site].admissible:
-            if option.name != outcome.chosen[site].name and self._has_time(self._longest):
-                attempt = self._attempt(site, option, incumbent)
+        now = {site: outcome.chosen[site] for site in sites}
+        moves, tried = [now], [incumbent]
+        for move in self._moves(sites):
+            if self._has_time(self._longest):
+                attempt = self._attempt(move, incumbent)
                 if attempt is not None:
-                    options.append(option)
+                    moves.append(move)
                     tried.append(attempt)
         works = self._refined(tried)
         place = best(works)
-        before = self._rows[site, options[0].name]
-        for option, attempt, work in zip(options, tried, works, strict=True):
-            self._rows[site, option.name] = self._row(site, option, attempt, (work, works[0]))
-        if before.verdict == "chosen":  # in an earlier sweep, for a reason that still stands
-            now = self._rows[site, options[0].name]
-            self._rows[site, options[0].name] = replace(now, verdict="chosen", why=before.why)
+        for move, attempt, work in zip(moves, tried, works, strict=True):
+            for site, option in move.items():
+                self._note(self._row(site, option, attempt, (work, works[0])))
         if place:
-            chosen = options[place].name
-            self._rows[site, chosen] = replace(self._rows[site, chosen], verdict="chosen")
-            before = self._rows[site, options[0].name]
-            why = f"clearly more work than {chosen}"
-            self._rows[site, options[0].name] = replace(before, verdict="worse", why=why)
-            outcome.chosen[site] = options[place]
+            for site, option in moves[place].items():
+                if option.name != now[site].name:
+                    self._mark(site, option.name, "chosen")
+                    why = f"clearly more work than {option.name}"
+                    self._mark(site, now[site].name, "worse", why)
+            outcome.chosen |= moves[place]
         return tried[place]
 
-    def _attempt(self, site: str, option: Option, incumbent: Attempt) -> Attempt | None:
+    def _moves(self, sites: Sequence[str]) -> list[dict[str, Option]]:
+        """Each estimator that serves all these sites, and that not all of them have."""
+        chosen, options = self.outcome.chosen, self.outcome.options
+        served = [{o.name: o for o in options[site].admissible} for site in sites]
+        names = [name for name in served[0] if all(name in others for others in served)]
+        moves = [{site: of[name] for site, of in zip(sites, served, strict=True)} for name in names]
+        return [m for m in moves if any(o.name != chosen[site].name for site, o in m.items())]
+
+    def _note(self, row: Row) -> None:
+        """A row that was measured; why a site's estimator was chosen earlier still stands."""
+        before = self._rows[row.site, row.candidate]
+        if row.verdict == "kept" and before.verdict == "chosen":
+            row = replace(row, verdict="chosen", why=before.why)
+        self._rows[row.site, row.candidate] = row
+
+    def _mark(self, site: str, name: str, verdict: Verdict, why: str | None = None) -> None:
+        row = self._rows[site, name]
+        self._rows[site, name] = replace(row, verdict=verdict, why=row.why if why is None else why)
+
+    def _attempt(self, move: Mapping[str, Option], incumbent: Attempt) -> Attempt | None:
         """One candidate; what fails is recorded."""
-        key = site, option.name
         began = self.setting.clock()
         try:
-            attempt = Attempt(self.setting, self.known, self._recipes({site: option}))
-            why = self._too_large(site, option, incumbent)
+            attempt = Attempt(self.setting, self.known, self._recipes(move))
+            why = self._too_large(move, incumbent)
             if why:
-                self._rows[key] = replace(self._rows[key], verdict="refused", why=why)
+                self._fail(move, "refused", why)
                 return None
-            attempt.prepare(warm=option.learns)
+            attempt.prepare(warm=any(option.learns for option in move.values()))
             attempt.draw(_DRAWS)
             attempt.take_time(incumbent)
         except FAILURES as error:
             text = " ".join(str(error).split())[:300]
             who = "" if isinstance(error, AmortizedError) else f"{type(error).__name__}: "
-            self._rows[key] = replace(self._rows[key], verdict="failed", why=f"{who}{text}")
+            self._fail(move, "failed", f"{who}{text}")
             return None
         self.signals.add(attempt)
         self._longest = max(self._longest, self.setting.clock() - began)
         return attempt
 
-    def _too_large(self, site: str, option: Option, incumbent: Attempt) -> str:
+    def _fail(self, move: Mapping[str, Option], verdict: Verdict, why: str) -> None:
+        """Of one site it is said; of several at once each is still to be tried alone."""
+        if len(move) == 1:
+            for site, option in move.items():
+                self._mark(site, option.name, verdict, why)
+
+    def _too_large(self, move: Mapping[str, Option], incumbent: Attempt) -> str:
         """Why a candidate is not even tried: the memory of its copies."""
-        of = self.outcome.options[site].site
-        now = self.outcome.chosen[site].recipe.copies(of)
-        copies = option.recipe.copies(of)
-        size = 4 * (incumbent.elements or 0) * copies // max(1, now)
+        size, copies = 4.0 * (incumbent.elements or 0), 1
+        for site, option in move.items():
+            of = self.outcome.options[site].site
+            copies *= option.recipe.copies(of)
+            size *= option.recipe.copies(of) / max(1, self.outcome.chosen[site].recipe.copies(of))
         if size <= _MOST_BYTES:
             return ""
         return f"it evaluates {copies} values, and a step would take about {size / 1e9:.1f} GB"
@@ -305,4 +341,12 @@ class _Search:
         return {site: o.recipe for site, o in chosen.items() if not fixed[site].fixed}
 
     def _has_time(self, needed: float = 0.0) -> bool:
-        return self.setting.clock() - self._began + needed < self._budget
+        return self._spent() + needed < min(self._until, self._budget)
+
+    def _allow(self, share: float) -> None:
+        """So much of what is left of the budget may be used next, and at least for one attempt."""
+        now = self._spent()
+        self._until = now + max(share * (self._budget - now), _ONE * self._longest)
+
+    def _spent(self) -> float:
+        return self.setting.clock() - self._began

@@ -40,9 +40,10 @@ def select_estimators(
 ) -> Selection:
     r"""Choose an estimator for every latent site by measuring at the present parameters.
 
-    Sites begin with the library's defaults. One after the other, that with the noisiest gradient
-    first, gets its candidates tried while the others stay as they were chosen so far; a second
-    round follows where the first one changed something. What is compared is the work
+    Sites begin with the library's defaults. First one estimator is tried at all sites; then one
+    site after the other, that with the noisiest gradient first, gets its candidates tried while the
+    others stay as they were chosen so far; a second round follows where the first one changed
+    something. What is compared is the work
 
     .. math::
         \text{seconds} \times \Bigl(1 + \frac{\operatorname{tr}\operatorname{Cov} g}
@@ -81,8 +82,8 @@ def select_estimators(
 
     >>> import amortized as am, pyro, pyro.distributions as dist, torch
     >>> def model(): pyro.factor("f", (pyro.sample("b", dist.Bernoulli(0.3)) - 0.45) ** 2)
-    >>> def guide(): pyro.sample("b", dist.Bernoulli(logits=pyro.param("phi", torch.tensor(1.))))
-    >>> chosen = select_estimators(model, guide, (), ["moving_average", "enumerate"], seed=0)
+    >>> def guide(): pyro.sample("b", dist.Bernoulli(logits=pyro.param("phi", torch.tensor(-.9))))
+    >>> chosen = select_estimators(model, guide, (), ["score_function", "enumerate"], seed=0)
     >>> chosen.names, am.VariationalLoss(estimators=chosen)
     ({'b': 'enumerate'}, VariationalLoss(ELBO(num_particles=1, kl='sample'), {'b': Enumerate()}))
     """

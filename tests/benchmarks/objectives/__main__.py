@@ -24,7 +24,8 @@ from rich.console import Console
 from tests.benchmarks.belief_network.plan import write
 from tests.benchmarks.objectives import evidence, figure, report, seconds, snr
 
-GAUSSIAN, NETWORK = "Gaussian, one latent", "VAE 64-64-8, half trained"
+GAUSSIAN = "Gaussian, one latent"
+NETWORKS = {"VAE, half trained": 1.0, "VAE, its guide twice as wide": snr.WIDER}
 
 
 def measure_evidence(options: argparse.Namespace) -> str:
@@ -45,19 +46,30 @@ def measure_evidence(options: argparse.Namespace) -> str:
 def measure_snr(options: argparse.Namespace) -> str:
     settings, about = snr.Settings(draws=options.draws, seed=options.seed), snr.Gaussian()
     torch.set_num_threads(1)
-    works: dict[str, snr.Found] = {
-        GAUSSIAN: snr.gaussian(settings, about),
-        NETWORK: snr.network(settings),
-    }
+    works: dict[str, snr.Found] = {GAUSSIAN: snr.gaussian(settings, about)}
+    weights = {}
+    for title, factor in NETWORKS.items():
+        works[title], weights[title] = snr.network(settings, factor)
     limits = {GAUSSIAN: about.limits()}
     plain = {
         title: {name: [(k, asdict(r)) for k, r in points] for name, points in found.items()}
         for title, found in works.items()
     }
-    about_all = {"settings": asdict(settings), "gaussian": asdict(about), "limits": limits}
+    about_all = {
+        "settings": asdict(settings),
+        "gaussian": asdict(about),
+        "limits": limits,
+        "weights": weights,
+    }
     write(options.out / "snr.json", {**about_all, "works": plain})
     figure.draw(works, limits, options.out / "objectives-snr.png")
-    return report.ratios(works, limits) + "\n\n" + report.slopes(works)
+    return (
+        report.ratios(works, limits)
+        + "\n\n"
+        + report.slopes(works)
+        + "\n\n"
+        + report.about(settings, weights)
+    )
 
 
 def measure_seconds(options: argparse.Namespace) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tests.benchmarks.objectives.moments import Ratio, Slope, slope
-from tests.benchmarks.objectives.snr import EXPECTED, Found
+from tests.benchmarks.objectives.snr import EXPECTED, Found, Settings
 
 FIRST = 16
 """Slopes are fitted from there on, and over all K >= 4 beside."""
@@ -53,3 +53,19 @@ def slopes(works: Mapping[str, Found]) -> str:
 
 def shown(found: Slope | None) -> str:
     return "" if found is None else f"{found.value:+.3f} ± {found.half:.3f}"
+
+
+def about(settings: Settings, weights: Mapping[str, Mapping[str, float]]) -> str:
+    """How it was measured."""
+    size = max(settings.particles)
+    shares = "; ".join(
+        f"{title}: {found['ess']:.0%} and {found['narrow']:.0%}" for title, found in weights.items()
+    )
+    return (
+        "Ratios are norms of means over roots of total variances of one draw, without the bias of "
+        "the mean's own noise; brackets and ± are 95 %, by the jackknife over 100 blocks of draws. "
+        f"Draws: {settings.draws:,} for the plain gradient of the Gaussian model and theta's, "
+        f"{settings.draws // 20:,} for the others; {settings.network_draws:,} and "
+        f"{settings.network_draws // 4:,} of the network, on {settings.images} images. Effective "
+        f"share of {size} draws, and share of the guide's scales below 0.707: {shares}."
+    )

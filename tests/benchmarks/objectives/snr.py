@@ -1,9 +1,12 @@
 """How the signal-to-noise ratio of gradients goes with the number of particles.
 
-Two works. A one-dimensional Gaussian model, whose independent copies on a plate have parameters of
-their own, so that one evaluation of the loss gives as many draws as there are copies; the limit of
-many particles is known from integrals over a fine grid. And the small variational autoencoder of
-the examples on scikit-learn's digits, halfway through its training, by whole gradients of the loss.
+A one-dimensional Gaussian model, whose independent copies on a plate have parameters of their own,
+so that one evaluation of the loss gives as many draws as there are copies; the limit of many
+particles is known from integrals over a fine grid. And the small variational autoencoder of the
+examples on scikit-learn's digits, halfway through its training, by whole gradients of the loss: as
+it is, and with all scales of its guide multiplied by a number. The theory asks for weights with
+finite moments. The decoder's likelihood does not fall to zero far out, so that the weight's tail is
+that of N(0, 1) / q, whose square has no mean where a scale of the guide is below sqrt(1/2).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 import amortized as am
 from amortized.compare.candidates import Pair, as_candidate
@@ -36,8 +40,10 @@ LOSSES: Mapping[str, Callable[[int], am.VariationalLoss]] = {
 }
 EXPECTED: Mapping[str, float] = {PLAIN: -0.5, DREG: 0.5, WAKE: 0.5, MODEL: 0.5}
 """Slopes in the limit of many particles: Rainforth et al. 2018; Tucker et al. 2018."""
-COPIES = 2000
-"""Independent copies of the Gaussian model in one evaluation."""
+AT_ONCE = 2**24
+"""Bounds the copies of the Gaussian model in one evaluation, which may hold K^2 numbers each."""
+WIDER = 2.0
+"""The factor of the guide's scales in the second measurement of the network."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Settings:
 
     particles: tuple[int, ...] = (1, 4, 16, 64, 256)
     draws: int = 200_000
-    """Of the Gaussian model's plain gradient; the others, with more signal, get a tenth."""
+    """Of the Gaussian model's plain gradient; the others, with more signal, get a twentieth."""
     network_draws: int = 4000
     """Of the network's; the others get a quarter."""
     images: int = 16
@@ -131,7 +137,7 @@ def gaussian(settings: Settings, about: Gaussian) -> Found:
     """Ratios of the guide's location by estimate and K, and theta's."""
     found: Found = {}
     for name, loss in LOSSES.items():
-        draws = settings.draws if name == PLAIN else settings.draws // 10
+        draws = settings.draws if name == PLAIN else settings.draws // 20
         for k in settings.particles:
             if name == WAKE and k == 1:  # the mean is zero
                 continue
@@ -146,7 +152,7 @@ def gaussian(settings: Settings, about: Gaussian) -> Found:
 
 def copies(about: Gaussian, loss: am.VariationalLoss, draws: int, seed: int) -> tuple[Ratio, Ratio]:
     """Of the location and of theta, in float64."""
-    size = min(COPIES, draws)
+    size = min(2000, draws, AT_ONCE // loss.objective.num_particles**2)
     kept = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -155,14 +161,27 @@ def copies(about: Gaussian, loss: am.VariationalLoss, draws: int, seed: int) -> 
         model, guide = GaussianModel(about, size), GaussianGuide(about, size)
         moments = Moments(draws, 1), Moments(draws, 1)
         loss.warm_up(model, guide, x)
-        for _ in range(draws // size):
+        for first in range(0, draws, size):
             value = loss.estimate(model, guide, (x,), {}).loss
             slopes = torch.autograd.grad(value, [guide.loc, model.theta])
             for several, slope in zip(moments, slopes, strict=True):
-                several.add(slope[:, None])
+                several.add(slope[: draws - first, None])
     finally:
         torch.set_default_dtype(kept)
     return moments[0].ratio(), moments[1].ratio()
+
+
+class Widened(PyroModule):
+    """The guide of the example with its scales multiplied."""
+
+    def __init__(self, guide: Any, factor: float) -> None:
+        super().__init__()
+        self.encoder, self.factor = guide.encoder, factor
+
+    def forward(self, x):
+        loc, scale = self.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, self.factor * softplus(scale)).to_event(1))
 
 
 def half_trained(settings: Settings) -> tuple[am.Program, Tensor]:
@@ -175,10 +194,10 @@ def half_trained(settings: Settings) -> tuple[am.Program, Tensor]:
     return program, program.train[: settings.images]
 
 
-def network(settings: Settings) -> Found:
-    """Ratios of all parameters of the guide together, by estimate and K, and of the model's."""
+def network(settings: Settings, factor: float = 1.0) -> tuple[Found, dict[str, float]]:
+    """Ratios of the guide's parameters together and of the model's; and about the weights."""
     program, x = half_trained(settings)
-    pair = Pair(program.model, program.guide, x)
+    pair = Pair(program.model, Widened(program.guide, factor), x)
     known = trained(pair)
     columns = {group.name: group.columns for group in known.groups}
     leaves = list(known.leaves.values())
@@ -199,8 +218,19 @@ def network(settings: Settings) -> Found:
             found.setdefault(name, []).append((k, sides["guide"]))
             if name == PLAIN:
                 found.setdefault(MODEL, []).append((k, sides["model"]))
-            say("network", name, k, sides["guide"], time.process_time() - began, sampler.reason)
-    return found
+            spent = time.process_time() - began
+            say(f"network x {factor:g}", name, k, sides["guide"], spent, sampler.reason)
+    return found, about_weights(settings, pair, factor)
+
+
+def about_weights(settings: Settings, pair: Pair, factor: float) -> dict[str, float]:
+    """The effective share of the draws, and that of the guide's scales below sqrt(1/2)."""
+    size = max(settings.particles)
+    svi = am.SVI(pair.model, pair.guide, compile="off")
+    effective = svi.evaluate(pair.batch, num_particles=size, seed=settings.seed)["ess"]
+    with torch.no_grad():
+        scale = factor * softplus(pair.guide.encoder(pair.batch).chunk(2, -1)[1])
+    return {"ess": effective / size, "narrow": float((scale < math.sqrt(0.5)).float().mean())}
 
 
 def by_side(

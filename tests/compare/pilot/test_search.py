@@ -86,7 +86,7 @@ def test_a_budget_may_depend_on_the_seconds_of_a_step():
         return 50 * seconds
 
     found = look(coin_pair(), budget=budget)
-    assert asked == [pytest.approx(1.15e-3)], "too little for two candidates: nothing is measured"
+    assert asked == [pytest.approx(1.15e-3 / 2)], "too little for two candidates: nothing is measured"
     assert all(row.work is None for row in found.rows)
 
 

@@ -179,14 +179,14 @@ def chain() -> am.Program:
 
 
 def large_categorical() -> am.Program:
-    """One of 300 prototypes."""
-    encode = nn.Linear(64, 300)
-    prototypes = 0.5 * torch.randn(300, 64)
+    """One of 200 prototypes."""
+    encode = nn.Linear(64, 200)
+    prototypes = 0.5 * torch.randn(200, 64)
 
     def model(x: Tensor) -> None:
         logits = pyro.param("prototypes", prototypes.clone())
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Categorical(logits=torch.zeros(300)))
+            c = pyro.sample("c", dist.Categorical(logits=torch.zeros(200)))
             pyro.sample("x", dist.Bernoulli(logits=logits[c]).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
@@ -200,10 +200,10 @@ def large_categorical() -> am.Program:
 _FINITE = (*_SCORES, "enumerate", "sum_and_sample", "unordered_set")
 PROBLEMS: Mapping[str, Problem] = {
     "toy": Problem(toy, "b", (*_SCORES, "enumerate", "disarm"), 1500, 1e-2),
-    "SBN, 1 layer": Problem(lambda: belief_network(1), "z*", (*_SCORES, "disarm", "muprop"), 3000),
-    "SBN, 2 layers": Problem(lambda: belief_network(2), "z*", (*_SCORES, "disarm", "muprop"), 3000),
+    "SBN, 1 layer": Problem(lambda: belief_network(1), "z*", (*_SCORES, "disarm", "muprop"), 2000),
+    "SBN, 2 layers": Problem(lambda: belief_network(2), "z*", (*_SCORES, "disarm", "muprop"), 2000),
     "mixture VAE": Problem(mixture_vae, "c", (*_FINITE, "disarm"), 2000),
     "Poisson and Gamma": Problem(poisson_gamma, "k", (*_SCORES, "measure_valued"), 2000),
     "chain": Problem(chain, "c*", (*_SCORES, "disarm"), 2000),
-    "large categorical": Problem(large_categorical, "c", _FINITE, 2000),
+    "large categorical": Problem(large_categorical, "c", _FINITE, 1200),
 }

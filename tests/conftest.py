@@ -39,6 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def fresh_state(request: pytest.FixtureRequest) -> Iterator[None]:
     """Seed, empty store and default dtype before the test; global switches put back after it."""
     dtype = torch.get_default_dtype()
+    os.environ.pop("COLUMNS", None)  # tables are as wide as they may be, whoever runs the tests
     wide = request.node.get_closest_marker("float64") is not None
     pyro.clear_param_store()
     pyro.set_rng_seed(0)

@@ -24,6 +24,8 @@ from amortized.sites import escaped
 # When a training of known length chooses, as a share of its steps, and the share of its expected
 # seconds that each choice may take: together a tenth.
 _MOMENTS: Final = ((0.0, 0.06), (0.1, 0.02), (0.5, 0.02))
+# In a shorter training later shares could not pay for a measurement: the first choice has all.
+_SHORT: Final = 20_000
 # Where the length is unknown, after so many steps, for as long as until the next choice.
 _UNKNOWN: Final = (0, 1_000, 10_000, 100_000)
 # fewer steps are not captured, so they are timed as the programs run
@@ -79,6 +81,8 @@ class Selecting:
     def _marks(self) -> list[tuple[float, float]]:
         """Steps at which to choose, with the number of steps whose time each may take."""
         total = self.plan.steps
+        if total is not None and total < _SHORT:
+            return [(_MOMENTS[0][0], total * sum(part for _, part in _MOMENTS))]
         if total is not None:
             return [(share * total, part * total) for share, part in _MOMENTS]
         part, ends = _MOMENTS[0][1], _UNKNOWN[1:]

@@ -53,6 +53,12 @@ def named(svi: am.SVI) -> str:
     return repr(svi.loss.estimators.by_name()["c"])
 
 
+@pytest.fixture(autouse=True)
+def as_if_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are few here, and a training chooses again later."""
+    monkeypatch.setattr(selecting, "_SHORT", 0)
+
+
 @pytest.fixture
 def equal_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """All steps take the same time, and a second choice follows soon."""
@@ -160,6 +166,15 @@ def test_a_short_training_measures_nothing_and_says_so():
     assert history.notices[0] == (
         "before step 1: no estimators were measured: the steps to come are too few to pay for it"
     )
+
+
+def test_a_training_that_is_not_long_chooses_once(monkeypatch):
+    monkeypatch.setattr(selecting, "_SHORT", 3000)
+    monkeypatch.setattr(selecting, "_MOMENTS", ((0.0, 0.1), (0.001, 0.1)))
+    monkeypatch.setattr(selecting, "searched", forced("disarm", "enumerate"))
+    svi = auto()
+    fit(svi, Do(enough, 5))
+    assert named(svi) == "DisARM()"
 
 
 def test_the_pilot_moves_nothing_but_the_estimators(monkeypatch):

@@ -27,10 +27,11 @@ class Row:
     variance_interval: Interval | None = None
     seconds: float | None = None
     """Of one step as training would take it."""
-    noise: float | None = None
-    """Variance over the squared norm of the mean gradient, averaged over groups."""
+    steps: float | None = None
+    """How many times the steps of a gradient without noise: the root of one plus variance over the
+    squared norm of the mean gradient, averaged over groups."""
     work: float | None = None
-    """Seconds times one plus noise."""
+    """Seconds times that."""
     draws: int = 0
 
 

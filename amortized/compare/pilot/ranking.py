@@ -1,16 +1,16 @@
 r"""What a gradient is worth: the seconds that it takes to make progress.
 
-The best step of gradient descent along an unbiased estimate :math:`g` of :math:`\nabla\mathcal L`
-lowers a function of curvature :math:`L` by :math:`\lVert \nabla\mathcal L\rVert^4 / (2 L\, E\lVert
-g\rVert^2)`, so the same progress takes seconds in proportion to
+Adam divides the mean of an estimate :math:`g` by the root of its second moment, so along a gradient
+:math:`\nabla\mathcal L` a step of a given rate gains in proportion to
+:math:`\lVert\nabla\mathcal L\rVert^2 / \sqrt{E\lVert g\rVert^2}`, and the same progress takes
 
 .. math::
-    \text{work} = \text{seconds} \times \Bigl(1 +
-        \frac{\text{variance}}{\lVert \nabla\mathcal L\rVert^2}\Bigr)
+    \text{work} = \text{seconds} \times
+        \sqrt{1 + \frac{\text{variance}}{\lVert \nabla\mathcal L\rVert^2}}
 
-Where noise dominates, that is the order of variance times seconds; where there is hardly any, the
-order of seconds, so that an estimate without noise does not win at any price. The ratio is averaged
-over groups of parameters, each on its own scale.
+Where noise dominates, that is seconds times a standard deviation; where there is hardly any, it is
+the seconds, so that an estimate without noise does not win at any price. The root is averaged over
+groups of parameters, each on its own scale.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TINY: Final = 1e-9
 @final
 @dataclass(frozen=True)
 class Work:
-    """Seconds times one plus noise, and half the 95 % interval of its logarithm."""
+    """Seconds times the root of one plus noise, and half the 95 % interval of its logarithm."""
 
     value: float
     spread: float
@@ -58,8 +58,10 @@ class Signals:
             if known is None or (not attempt.biased and noise.error < known.error):
                 self.means[group] = noise
 
-    def noise(self, attempt: Attempt) -> tuple[float, float, float]:
-        """Variance (and squared bias) over the signal, averaged over groups; with its interval.
+    def steps(self, attempt: Attempt) -> tuple[float, float, float]:
+        """How many times the steps of a gradient without noise are needed; with an interval.
+
+        The root of one plus variance (and squared bias) over signal, averaged over groups.
 
         A group whose gradient is always zero says nothing.
         """
@@ -70,17 +72,17 @@ class Signals:
             if signal > 0.0:
                 bias = 0.0 if reference is noise else self._bias(attempt, group)
                 parts = (noise.variance, *noise.interval)
-                found.append([(part + bias) / signal for part in parts])
+                found.append([math.sqrt(1 + (part + bias) / signal) for part in parts])
         if not found:
-            return 0.0, 0.0, 0.0
+            return 1.0, 1.0, 1.0
         value, low, high = (sum(column) / len(found) for column in zip(*found, strict=True))
         return value, low, high
 
     def work(self, attempt: Attempt) -> Work:
         """Of a mapping that was measured."""
-        value, low, high = self.noise(attempt)
-        spread = (math.log1p(high) - math.log1p(low)) / 2
-        return Work(attempt.seconds * (1 + value), math.hypot(spread, attempt.spread))
+        value, low, high = self.steps(attempt)
+        spread = (math.log(high) - math.log(low)) / 2
+        return Work(attempt.seconds * value, math.hypot(spread, attempt.spread))
 
     def _bias(self, attempt: Attempt, group: str) -> float:
         if not attempt.biased:

@@ -136,13 +136,15 @@ class _Search:
         outcome.rows = list(self._rows.values())
 
     def _descend(self, incumbent: Attempt, sites: list[str]) -> Attempt:
-        """First one estimator at all sites, then one site after the other.
+        """First one estimator at all sites of the score, then one site after the other.
 
         A second time if a choice may have changed others.
         """
-        if len(sites) > 1:
+        options = self.outcome.options
+        alike = [site for site in sites if not options[site].site.law.has_rsample]
+        if len(alike) > 1:
             self._allow(0.5)
-            incumbent = self._choose(sites, incumbent)
+            incumbent = self._choose(alike, incumbent)
         for sweep in range(_SWEEPS):
             changed = False
             order = shares(incumbent.noise, self.signals, sites)
@@ -318,7 +320,7 @@ class _Search:
                 sum(part.interval[1] for part in parts),
             ),
             seconds=attempt.seconds,
-            noise=self.signals.noise(attempt)[0],
+            steps=self.signals.steps(attempt)[0],
             work=work.value,
             draws=attempt.draws,
         )

@@ -98,7 +98,7 @@ class Selection(Tabled, Mapping[str, Estimator]):
         ]
 
 
-_HEADS = ["site", "candidate", "", "variance [95 %]", "noise", "ms", "work (ms)", "why"]
+_HEADS = ["site", "candidate", "", "variance [95 %]", "steps", "ms", "work (ms)", "why"]
 _WORDS = ("site", "candidate", "", "why")
 
 
@@ -111,7 +111,7 @@ def _cells(row: Row) -> list[str]:
     return [
         *start,
         f"{row.variance:.3g} [{low:.2g}, {high:.2g}]",
-        f"{row.noise:.3g}",
+        f"{row.steps:.3g}",
         f"{1e3 * (row.seconds or 0.0):.3g}",
         f"{1e3 * (row.work or 0.0):.3g}",
         row.why,

@@ -40,19 +40,18 @@ def select_estimators(
 ) -> Selection:
     r"""Choose an estimator for every latent site by measuring at the present parameters.
 
-    Sites begin with the library's defaults. First one estimator is tried at all sites; then one
-    site after the other, that with the noisiest gradient first, gets its candidates tried while the
-    others stay as they were chosen so far; a second round follows where the first one changed
-    something. What is compared is the work
+    Sites begin with the library's defaults. First one estimator is tried at all sites that are not
+    reparameterized. Then one site after the other, that with the noisiest gradient first, gets its
+    candidates tried while the others stay as they were chosen so far; a second round follows where
+    the first one changed something. What is compared is the work
 
     .. math::
-        \text{seconds} \times \Bigl(1 + \frac{\operatorname{tr}\operatorname{Cov} g}
-            {\lVert E\, g\rVert^2}\Bigr),
+        \text{seconds} \times \sqrt{1 + \frac{\operatorname{tr}\operatorname{Cov} g}
+            {\lVert E\, g\rVert^2}},
 
-    averaged over the groups of parameters of `compare_gradients`: variance times seconds where
-    noise dominates, seconds where there is hardly any. Another estimator replaces that in use only
-    where its 95 % interval says that it is better, by more than 5 %; of several that cannot be told
-    apart, the simplest is taken.
+    the root averaged over the groups of parameters of `compare_gradients`: what Adam needs for the
+    same progress. Another estimator replaces that in use only where its 95 % interval says that it
+    is better, by more than 5 %; of several that cannot be told apart, the simplest is taken.
 
     Nothing is disturbed: parameters, buffers, generators, Pyro's store and losses stay as they are.
 

@@ -21,7 +21,7 @@ def work(value: float, spread: float = 0.01) -> Work:
     return Work(value, spread)
 
 
-def test_work_is_seconds_times_one_plus_noise_averaged_over_groups():
+def test_work_is_seconds_times_the_root_of_one_plus_noise_averaged_over_groups():
     signals = Signals()
     exact = attempt(model=noise(0.0, 2.0), guide=noise(0.0, 1.0))
     noisy = attempt(seconds=2.0, model=noise(4.0, 0.0), guide=noise(3.0, 9.0))
@@ -29,8 +29,9 @@ def test_work_is_seconds_times_one_plus_noise_averaged_over_groups():
         signals.add(one)
     assert signals.work(exact).value == pytest.approx(1.0)
     # the signal is that of the least noisy means: 4 and 1
-    assert signals.work(noisy).value == pytest.approx(2.0 * (1 + (4 / 4 + 3 / 1) / 2))
-    assert signals.work(noisy).spread == pytest.approx(math.log(3.4 / 2.6) / 2)
+    assert signals.work(noisy).value == pytest.approx(2.0 * (2**0.5 + 4**0.5) / 2)
+    high, low = 2.2**0.5 + 4.6**0.5, 1.8**0.5 + 3.4**0.5
+    assert signals.work(noisy).spread == pytest.approx(math.log(high / low) / 2)
 
 
 def test_the_error_of_a_mean_is_no_signal():
@@ -42,7 +43,7 @@ def test_a_group_without_any_gradient_says_nothing():
     signals = Signals()
     still = attempt(model=noise(0.0, 0.0), guide=noise(1.0, 1.0))
     signals.add(still)
-    assert signals.work(still).value == pytest.approx(1 + 1 / (1 - 1e-3))
+    assert signals.work(still).value == pytest.approx((1 + 1 / (1 - 1e-3)) ** 0.5)
 
 
 def test_a_bias_counts_as_noise():
@@ -52,7 +53,7 @@ def test_a_bias_counts_as_noise():
     for one in (fair, wrong):
         signals.add(one)
     assert signals.means["guide"] is fair.noise["guide"]
-    assert signals.noise(wrong)[0] == pytest.approx(4.0, rel=1e-3)
+    assert signals.steps(wrong)[0] == pytest.approx(5.0**0.5, rel=1e-3)
 
 
 def test_only_what_is_clearly_better_replaces_the_first():

@@ -15,7 +15,7 @@ def selection() -> am.Selection:
             variance=2.0,
             variance_interval=(1.5, 2.5),
             seconds=1e-3,
-            noise=0.25,
+            steps=1.25,
             work=1.25e-3,
             draws=32,
         ),

@@ -25,7 +25,7 @@ from tests.benchmarks.belief_network.plan import write
 from tests.benchmarks.objectives import evidence, figure, report, seconds, snr
 
 GAUSSIAN = "Gaussian, one latent"
-NETWORKS = {"VAE, half trained": 1.0, "VAE, guide 1.5 times as wide": snr.WIDER}
+NETWORKS = {"VAE, half trained": 1.0, "VAE, guide twice as wide": snr.WIDER}
 
 
 def measure_evidence(options: argparse.Namespace) -> str:

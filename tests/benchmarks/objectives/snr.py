@@ -42,7 +42,7 @@ EXPECTED: Mapping[str, float] = {PLAIN: -0.5, DREG: 0.5, WAKE: 0.5, MODEL: 0.5}
 """Slopes in the limit of many particles: Rainforth et al. 2018; Tucker et al. 2018."""
 AT_ONCE = 2**24
 """Bounds the copies of the Gaussian model in one evaluation, which may hold K^2 numbers each."""
-WIDER = 1.5
+WIDER = 2.0
 """The factor of the guide's scales in the second measurement of the network."""
 
 

@@ -214,7 +214,7 @@ class Loop:
         with located(self._place, partial(self._culprit, batch)):
             self.stepper.warm_up(batch)
         if plan.schedule is not None:
-            plan.schedule.attach(self.stepper.built_optimizer)
+            plan.schedule.attach(self.stepper.optimizer.built)
         self._recovery.begin()
         self._moment.options = self._moment.options or options_of(plan, self.stepper)
         self._ready = self._checked = True

@@ -102,7 +102,7 @@ def _of_early_stopping(callbacks: Iterable[Callback]) -> Options:
 def _of_optimizer(stepper: Stepper, *, with_rates: bool) -> Options:
     """By name, one value if the groups agree."""
     by_name: dict[str, dict[str, Any]] = {}
-    for group in stepper.built_optimizer.param_groups:
+    for group in stepper.optimizer.built.param_groups:
         for key, value in group.items():
             if key not in _OF_A_GROUP and (with_rates or key != "lr"):
                 by_name.setdefault(f"optimizer({key})", {})[group.get("name", "all")] = value

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from amortized.checks.inventory import colliding
 from amortized.errors import ProgramError
+from amortized.fit.precision import Precision, layers_in
 from amortized.fit.rng import side_stream
 from amortized.programs.batches import aliases
 from amortized.programs.modules import modules_of
@@ -35,9 +36,14 @@ class Parameters:
     """
 
     def __init__(
-        self, model: Callable[..., Any], guide: Callable[..., Any], loss: nn.Module
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        loss: nn.Module,
+        precision: Precision = "float32",
     ) -> None:
         self.model, self.guide, self.loss = model, guide, loss
+        self.precision: Precision = precision
         self._state: Any = {"params": {}, "constraints": {}}
         self._active = False
         self.training = secrets.token_hex(8)
@@ -48,12 +54,12 @@ class Parameters:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Makes the private store Pyro's current one; may be nested."""
+        """Around runs of the programs: their store and precision are current; may be nested."""
         if self._active:
             yield
             return
         store = pyro.get_param_store()
-        with store.scope(self._state):
+        with store.scope(self._state), layers_in(self.precision):
             self._active = True
             try:
                 yield

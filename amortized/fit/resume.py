@@ -268,7 +268,7 @@ def resumed(path: Path, stepper: Stepper, plan: Plan) -> tuple[Checkpoint, Optio
         _declare_parameters(found, stepper, plan)
         refuse_other_program(found, stepper.parameters.tensors())
         if plan.schedule is not None:
-            plan.schedule.attach(stepper.built_optimizer)
+            plan.schedule.attach(stepper.optimizer.built)
         given = options_of(plan, stepper)
         stepper.load_state_dict(found.state)
     return found, given

@@ -28,6 +28,7 @@ from amortized.fit.compiled.steps import Compile, CompiledSteps, Replayed
 from amortized.fit.data import batch_length, map_tensors
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.parameters import Parameters, evaluation_mode
+from amortized.fit.precision import Precision
 from amortized.fit.rng import rewinding, side_stream
 from amortized.fit.terms import Terms, loss_of
 from amortized.loss import VariationalLoss
@@ -52,10 +53,11 @@ class Stepper:
         *,
         validate: bool = False,
         compile: Compile = "off",
+        precision: Precision = "float32",
     ) -> None:
         self.model, self.guide, self.loss = model, guide, loss
         self.optimizer = optimizer
-        self.parameters = Parameters(model, guide, loss)
+        self.parameters = Parameters(model, guide, loss, precision)
         self.validate = validate
         self.compile: Compile = compile
         self.detect_anomaly, self.steps = False, 0
@@ -108,8 +110,8 @@ class Stepper:
 
     def other_size(self, first: Any, second: Any, data: DataPlate) -> Finding | None:
         """What the check finds on a second batch of another size."""
+        batches = self.placed(first), self.placed(second)
         with self.parameters.scope():
-            batches = self.placed(first), self.placed(second)
             return size_finding(self.model, self.guide, batches, self.loss, data)
 
     def accumulate(
@@ -251,10 +253,9 @@ class Stepper:
         )
 
     def apply(self, clip: float | None = None) -> float:
-        """Moves the parameters by the mean of what was added; returns its norm before clipping.
+        """Moves the parameters by the mean of what was added, of a norm of ``clip`` at most.
 
-        Args:
-            clip: the largest norm of the gradient of model and guide together, which is returned.
+        Returns the norm of the gradient of model and guide before it was clipped.
 
         Raises:
             NonFiniteError: the gradient is NaN or infinite; nothing has moved since the last step.
@@ -296,11 +297,6 @@ class Stepper:
     def pending(self) -> bool:
         """Whether gradients were added and not applied."""
         return self._added > 0
-
-    @property
-    def built_optimizer(self) -> torch.optim.Optimizer:
-        """The torch optimizer, after warm-up."""
-        return self.optimizer.built
 
     def discard(self) -> None:
         """Forgets gradients that were added and not applied."""

@@ -19,7 +19,7 @@ from amortized.fit import checkpoint
 from amortized.fit.arguments import known_names, path_of, refuse_no_count, refuse_no_seed
 from amortized.fit.callbacks import Callback, FitState
 from amortized.fit.checkpoint import Checkpoint
-from amortized.fit.compiled.steps import COMPILE, Compile
+from amortized.fit.compiled.steps import Compile, compile_of
 from amortized.fit.culprits import blamed_on, blamed_on_batch
 from amortized.fit.data import as_batches
 from amortized.fit.device import device_of
@@ -30,6 +30,7 @@ from amortized.fit.loop import Loop
 from amortized.fit.optimizer import DEFAULT_LR, GroupedOptimizer, LearningRate, OptimizerFactory
 from amortized.fit.parameters import Bound
 from amortized.fit.plan import Plan, in_order, on_trial
+from amortized.fit.precision import Precision, refuse_no_precision
 from amortized.fit.recovery import Policy
 from amortized.fit.resume import plate_and_choice, refuse_other_program
 from amortized.fit.rng import preserved_rng, seeded
@@ -68,6 +69,8 @@ class SVI:
             does what pays for itself in the steps to come; ``"off"`` runs the programs each time.
             Captured programs must do the same at every step: replays are compared with them at the
             start and now and then.
+        precision: ``"bf16-mixed"`` computes linear layers, convolutions and attention in bfloat16;
+            their results, samples and all log-probabilities are float32.
 
     Raises:
         UsageError: an argument of another kind.
@@ -100,14 +103,10 @@ class SVI:
         validate: bool = False,
         device: str | torch.device | None = None,
         compile: Compile = "auto",
+        precision: Precision = "float32",
     ) -> None:
-        if compile not in COMPILE:
-            raise UsageError(f"compile={compile!r}: expected one of {', '.join(COMPILE)}")
-        if validate and compile in ("graph", "inductor"):
-            raise UsageError(
-                f"validate=True with compile={compile!r}: Pyro's checks read values, which a "
-                "captured step cannot; use compile='off' with validate=True"
-            )
+        refuse_no_precision(precision)
+        mode = compile_of(compile, validate=validate)
         for name, program in (("model", model), ("guide", guide)):
             refuse_no_program(name, program)
         if not isinstance(loss, VariationalLoss | None):
@@ -125,7 +124,8 @@ class SVI:
             self.loss,
             GroupedOptimizer(optimizer, lr),
             validate=validate,
-            compile="off" if validate else compile,
+            compile=mode,
+            precision=precision,
         )
         if device is not None:
             self._stepper.to(device_of(device))

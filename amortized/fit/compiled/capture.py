@@ -31,7 +31,7 @@ from amortized.checks.isolation import generators_kept, outside_states
 from amortized.estimate import Estimate
 from amortized.fit.buffers import MovingBuffers, put_back
 from amortized.fit.compiled.tidy import own_outputs, tidied
-from amortized.fit.rng import preserved_rng
+from amortized.fit.rng import preserved_rng, torch_state
 from amortized.fit.terms import Terms
 from amortized.programs.records import DataPlate
 
@@ -126,8 +126,8 @@ class StepInputs:
         # a one stays a number, so that the graph has no use for it
         for moving in (kl_weight, weight):
             if moving != 1.0:
-                precision = next((p.dtype for p in leaves if p.is_floating_point()), None)
-                self.tensors.append(torch.tensor(moving, dtype=precision))
+                like = next((p for p in leaves if p.is_floating_point()), torch.zeros(()))
+                self.tensors.append(torch.tensor(moving, dtype=like.dtype, device=like.device))
 
     def signature(self) -> Hashable:
         """Equal for steps that one graph can serve, as far as inputs tell."""
@@ -248,7 +248,7 @@ class StepGraph:
         outputs = Outputs(tuple(terms.values), terms.per_datum, terms.local, tuple(gradients))
         values = [value.reshape(()) for value in terms.values.values()]
         found = list(gradients.values())
-        norm = get_total_norm(found) if found else torch.zeros(())
+        norm = get_total_norm(found) if found else loss.new_zeros(())
         return outputs, [terms.values["loss"], norm, torch.stack(values), *found]
 
     def gradients_of(self, returned: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -258,13 +258,14 @@ class StepGraph:
     def trial(
         self, step: Callable[..., list[Tensor]], tensors: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """What a step gives, where it leaves buffers, and the generator; everything is put back."""
-        with self._put_back():
+        """What a step gives, and where it leaves buffers and generators; everything is put back."""
+        with self.unnoticed():
             found = [value.detach().clone() for value in step(*tensors)]
-            return found + self.buffers.values(), torch.get_rng_state()
+            on_cpu, on_gpus = torch_state()
+            return found + self.buffers.values(), torch.cat([on_cpu, *on_gpus])
 
     @contextmanager
-    def _put_back(self) -> Iterator[None]:
+    def unnoticed(self) -> Iterator[None]:
         """Around a run that leaves no trace in generators and buffers."""
         before = self.buffers.copies()
         with preserved_rng(), generators_kept(*self.program.programs):
@@ -302,7 +303,7 @@ class StepGraph:
         try:
             # one mode for all nodes: torch would make one for each, in half of the time
             shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-            with self._put_back(), self.program.around(True), tracing(shapes), _NoReads():
+            with self.unnoticed(), self.program.around(True), tracing(shapes), _NoReads():
                 captured = make_fx(self._traced)(*tensors)
         except CaptureError:
             raise

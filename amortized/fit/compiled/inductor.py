@@ -30,7 +30,10 @@ def compiled_step(module: GraphModule, tensors: list[Tensor]) -> Replay:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch deprecates in itself is not the user's
             inputs: list[Any] = [*tensors, *state.now()]
-            compiled: Any = torch._inductor.compile(_with_inputs(module), inputs, options=_OPTIONS)
+            graph = _with_inputs(module)
+            if any(value.is_cuda for value in inputs):
+                same_bits(graph)
+            compiled: Any = torch._inductor.compile(graph, inputs, options=_OPTIONS)
     except Exception as error:
         raise CaptureError(
             f"torch's compiler failed ({clause(error)}); it needs a C++ compiler such as g++"
@@ -80,3 +83,15 @@ def _with_inputs(module: GraphModule) -> GraphModule:
     for node in graph.nodes:
         node.meta = {}  # the compiler would trust what some inputs have and others lack
     return GraphModule(torch.nn.Module(), graph)
+
+
+def same_bits(module: GraphModule) -> None:
+    """Has Bernoulli draws made by torch's own kernel.
+
+    The compiler compares uniforms with the probability: on a CPU that gives the bits that torch
+    draws, and on a GPU other ones.
+    """
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.bernoulli.default:
+            node.target, node.args = torch.ops.aten.bernoulli.Tensor, (node.args[0], node.args[0])
+    module.recompile()

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, final
 from torch import Tensor, nn
 
 from amortized.checks.isolation import torch_generators
-from amortized.errors import CheckWarning
+from amortized.errors import CheckWarning, UsageError
 from amortized.fit.buffers import Copy, MovingBuffers
 from amortized.fit.compiled.audit import audit, is_due
 from amortized.fit.compiled.capture import (
@@ -30,7 +30,7 @@ from amortized.fit.compiled.same import same_graph
 from amortized.fit.terms import Terms
 
 Compile = Literal["off", "graph", "inductor", "auto"]
-COMPILE: Final = ("off", "graph", "inductor", "auto")
+COMPILE: Final[tuple[Compile, ...]] = ("off", "graph", "inductor", "auto")
 
 # "inductor" compiles the first signature at once, another (a short last batch) when it has come
 # so often
@@ -44,6 +44,24 @@ _MOST_GRAPHS: Final = 64
 _MOST_SIGNATURES: Final = 512
 # so many graphs for one signature, as what a capture holds fixed is changed
 _MOST_VARIANTS: Final = 8
+
+
+def compile_of(asked: str, *, validate: bool) -> Compile:
+    """The mode that was asked for; with Pyro's checks at every step nothing is captured.
+
+    Raises:
+        UsageError: there is no such mode, or checks were asked for too.
+    """
+    modes: dict[str, Compile] = {mode: mode for mode in COMPILE}
+    found = modes.get(asked)
+    if found is None:
+        raise UsageError(f"compile={asked!r}: expected one of {', '.join(COMPILE)}")
+    if validate and found in ("graph", "inductor"):
+        raise UsageError(
+            f"validate=True with compile={asked!r}: Pyro's checks read values, which a captured "
+            "step cannot; use compile='off' with validate=True"
+        )
+    return "off" if validate else found
 
 
 @dataclass(frozen=True)
@@ -180,12 +198,13 @@ class CompiledSteps:
         found.replays += 1
         before = self._buffers.copies()
         started = time.perf_counter()
-        loss, norm, values, *gradients = step(*inputs.tensors)
+        total, norm, values, *gradients = step(*inputs.tensors)
+        loss = total.item()  # waits for a GPU
         found.watch.add("replay", time.perf_counter() - started)
         outputs = found.graph.outputs
         terms = Terms.from_stack(outputs.names, values, outputs.per_datum, outputs.local)
         return Replayed(
-            loss.item(),
+            loss,
             norm,
             terms,
             list(zip(outputs.with_gradient, gradients, strict=True)),

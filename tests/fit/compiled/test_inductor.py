@@ -14,11 +14,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import amortized as am
 from amortized.fit.compiled.audit import agree, audit
 from amortized.fit.compiled.capture import CaptureError, StepGraph, StepInputs
-from amortized.fit.compiled.inductor import _with_inputs, compiled_step
+from amortized.fit.compiled.inductor import _with_inputs, compiled_step, same_bits
 from amortized.fit.compiled.replay import replay_of
 from tests.fit import tiny
 from tests.fit.compiled.graphs import capture, step_graph
@@ -251,3 +252,27 @@ def test_what_a_graph_refers_to_becomes_inputs_once_and_in_order() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert torch.equal(other, second)
     assert module.graph.find_nodes(op="get_attr")  # the first graph is as it was
+
+
+@needs_compiler
+def test_bernoulli_draws_are_torchs_own() -> None:
+    def step(p: Tensor) -> list[Tensor]:
+        return [torch.bernoulli(p), torch.bernoulli(p * 0.5) + p]
+
+    given = torch.rand(7, 5)
+    module = make_fx(step)(given)
+    assert _draws(module) == ["default", "default"]
+    same_bits(module)
+    assert _draws(module) == ["Tensor", "Tensor"]
+    options = {"fallback_random": True}
+    with torch.no_grad():
+        compiled = torch._inductor.compile(module, [given], options=options)
+        torch.manual_seed(3)
+        found = compiled(given)
+        torch.manual_seed(3)
+        assert all(map(torch.equal, found, step(given)))
+
+
+def _draws(module: torch.fx.GraphModule) -> list[str]:
+    targets = [node.target for node in module.graph.nodes]
+    return [t._overloadname for t in targets if "bernoulli" in str(t)]

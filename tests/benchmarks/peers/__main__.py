@@ -4,6 +4,7 @@
     python -m tests.benchmarks.peers --only small --rounds 5
     python -m tests.benchmarks.peers --only whole import
     python -m tests.benchmarks.peers --growth --json growth.json --plots FOLDER
+    python -m tests.benchmarks.peers --device cuda --only small large wide mixture score sites
 
 A step has everything that a user's step has, to the loss as a Python float. NumPyro takes part
 where it is installed (``pip install -e '.[benchmarks]'``). How contestants take turns: `turns`;
@@ -30,10 +31,15 @@ from rich.console import Console
 
 from tests.benchmarks.peers import growth, tables, turns, whole
 from tests.benchmarks.peers.child import FACTORIES
-from tests.benchmarks.peers.works import AUTO, BY_NAME, Work
+from tests.benchmarks.peers.works import AUTO, BY_NAME, CUDA_GRAPH, HAND_COMPILED, Work
 
 PACKAGES = ("amortized", "torch", "pyro-ppl", "numpyro", "jax", "numpy")
 PARTS = (*BY_NAME, "whole", "import")
+FOR_GPUS = ("wide",)
+"""Not unless asked for: on a processor it takes seconds a step."""
+
+
+USUAL = tuple(part for part in PARTS if part not in FOR_GPUS)
 
 
 def versions() -> dict[str, str]:
@@ -56,6 +62,7 @@ def main() -> None:
         clock=options.clock,
         pin=options.pin,
         fit_options=tuple(options.fit_options.split()),
+        device=options.device,
     )
     console = Console(width=150)
     started, report = time.perf_counter(), {"versions": versions(), "settings": vars(settings)}
@@ -78,9 +85,11 @@ def compare(options: argparse.Namespace, settings: turns.Settings, console: Cons
     rows: list[tuple[str, ...]] = []
     for name in (part for part in options.only if part in BY_NAME):
         work = BY_NAME[name]
-        some = [
-            c for c in (*work.contestants, AUTO) if c in (options.contestants or work.contestants)
-        ]
+        every = [*work.contestants, AUTO]
+        if settings.device == "cuda" and HAND_COMPILED[0] in every:
+            every.append(CUDA_GRAPH)
+        asked = options.contestants or [c for c in every if c != AUTO]
+        some = [c for c in every if c in asked]
         results = one(work, some, settings, console)
         report["works"][name] = [result.as_dict() for result in results.values()]
         rows += tables.targets(BY_NAME[name], results)
@@ -113,8 +122,8 @@ def machine(settings: turns.Settings) -> str:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return (
         f"{known}; {settings.threads} thread(s) a contestant, bound to as many cores: "
-        f"{settings.pin}; {settings.clock} clock; {platform.machine()}, {os.cpu_count()} cores, "
-        f"load {load}"
+        f"{settings.pin}; on {settings.device}; {settings.clock} clock; "
+        f"{platform.machine()}, {os.cpu_count()} cores, load {load}"
     )
 
 
@@ -122,7 +131,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=USUAL, help="parts to measure")
     parser.add_argument("--contestants", nargs="+", choices=FACTORIES, help="only these")
     parser.add_argument("--fit-options", default="", help="more for `amortized fit`, in one word")
     parser.add_argument("--rounds", type=int, default=30, help="rounds of turns")
@@ -130,6 +139,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of each contestant")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor")
     parser.add_argument("--no-pin", dest="pin", action="store_false", help="any core for all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of all steps")
     parser.add_argument("--growth", action="store_true", help="cost by particles, batch and sites")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--plots", type=Path, help="with --growth: write figures to this folder")

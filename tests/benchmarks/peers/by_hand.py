@@ -9,6 +9,7 @@ which run eagerly between its graphs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -46,7 +47,7 @@ def leave_one_out(samples: int) -> Loss:
     def loss(w: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = linear(x, w["up.weight"], w["up.bias"])
         with torch.no_grad():
-            uniform = torch.rand(samples, *logits.shape)
+            uniform = torch.rand(samples, *logits.shape, device=logits.device)
             b = (uniform < torch.sigmoid(logits)).float()
         log_q = (b * logits).sum(-1) - softplus(logits).sum(-1)
         log_prior = (b * w["top"]).sum(-1) - softplus(w["top"]).sum()
@@ -63,7 +64,15 @@ def leave_one_out(samples: int) -> Loss:
 def setting(work: Work) -> tuple[Loss, list[Tensor], Weights]:
     loss = vae if work.kind == "vae" else leave_one_out(work.samples)
     data = [torch.from_numpy(batch) for batch in work.batches()]
-    return loss, data, {name: torch.from_numpy(value) for name, value in work.weights().items()}
+    weights = {name: torch.from_numpy(value) for name, value in work.weights().items()}
+    device = device_asked()
+    data = [batch.to(device) for batch in data]
+    return loss, data, {name: value.to(device) for name, value in weights.items()}
+
+
+def device_asked() -> torch.device:
+    """Where all contestants compute."""
+    return torch.device(os.environ.get("BENCHMARK_DEVICE", "cpu"))
 
 
 def eager(work: Work, compiled: bool = False) -> Step:
@@ -84,11 +93,11 @@ def eager(work: Work, compiled: bool = False) -> Step:
     return step
 
 
-def compiled_gradient(work: Work) -> Step:
+def compiled_gradient(work: Work, mode: str | None = None) -> Step:
     """Loss and gradient as one compiled graph, then fused Adam."""
     loss, data, weights = setting(work)
     optimizer = torch.optim.Adam(weights.values(), lr=LR, fused=True)
-    run = torch.compile(torch.func.grad(loss, has_aux=True), fullgraph=True)
+    run = torch.compile(torch.func.grad(loss, has_aux=True), fullgraph=True, mode=mode)
 
     def step(i: int) -> float:
         gradients, value = run(weights, data[i % len(data)])
@@ -104,7 +113,7 @@ def compiled_whole(work: Work) -> Step:
     """Loss, gradient and Adam as one compiled graph."""
     loss, data, weights = setting(work)
     mean, square = ({n: torch.zeros_like(w) for n, w in weights.items()} for _ in range(2))
-    steps = torch.zeros(())
+    steps = torch.zeros((), device=data[0].device)
 
     @torch.compile(fullgraph=True)
     def run(w: Weights, m: Weights, v: Weights, t: Tensor, x: Tensor) -> Tensor:

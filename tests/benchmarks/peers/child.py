@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.benchmarks.peers.works import AUTO, MODES, Work
+from tests.benchmarks.peers.works import AUTO, CUDA_GRAPH, MODES, Work
 
 FACTORIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{mode: ("probabilistic", "our_step", {"mode": mode.split()[1]}) for mode in (*MODES, AUTO)},
@@ -29,6 +29,7 @@ FACTORIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torch.compile": ("by_hand", "eager", {"compiled": True}),
     "torch.compile, gradient": ("by_hand", "compiled_gradient", {}),
     "torch.compile, gradient and Adam": ("by_hand", "compiled_whole", {}),
+    CUDA_GRAPH: ("by_hand", "compiled_gradient", {"mode": "reduce-overhead"}),
     "NumPyro": ("with_numpyro", "update", {}),
 }
 """Module, function and its arguments, for each contestant."""

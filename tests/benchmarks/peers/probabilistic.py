@@ -14,6 +14,7 @@ from torch import nn
 
 import amortized as am
 from amortized.errors import UsageError
+from tests.benchmarks.peers.by_hand import device_asked
 from tests.benchmarks.peers.works import CLUSTERS, LR, Work
 from tests.benchmarks.programs import (
     BernoulliGuide,
@@ -48,11 +49,13 @@ def pair(work: Work) -> tuple[nn.Module, nn.Module]:
         module.load_state_dict({name: weights.pop(name) for name in module.state_dict()})
     if weights:
         raise RuntimeError(f"{work.name}: no such parameters: {', '.join(weights)}")
+    for module in pair:
+        module.to(device_asked())
     return pair
 
 
 def batches(work: Work) -> list[torch.Tensor]:
-    return [torch.from_numpy(batch) for batch in work.batches()]
+    return [torch.from_numpy(batch).to(device_asked()) for batch in work.batches()]
 
 
 def our_loss(work: Work) -> am.VariationalLoss:

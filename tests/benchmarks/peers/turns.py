@@ -42,6 +42,7 @@ class Settings:
     clock: str = "wall"
     pin: bool = True
     fit_options: tuple[str, ...] = ()
+    device: str = "cpu"
 
     def environment(self, cache: str) -> dict[str, str]:
         """What the libraries read when they are imported."""
@@ -52,7 +53,9 @@ class Settings:
             **os.environ,
             **dict.fromkeys(names, threads),
             "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={eigen}",
-            "JAX_PLATFORMS": "cpu",
+            "JAX_PLATFORMS": self.device,
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "BENCHMARK_DEVICE": self.device,
             "TORCHINDUCTOR_CACHE_DIR": cache,
             "BENCHMARK_CLOCK": self.clock,
         }

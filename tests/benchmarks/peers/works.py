@@ -22,6 +22,8 @@ AUTO = "amortized auto"
 MODES = ("amortized off", *COMPILED)
 PYRO = ("Pyro SVI.step", "Pyro loss, fused Adam")
 HAND_COMPILED = ("torch.compile", "torch.compile, gradient", "torch.compile, gradient and Adam")
+CUDA_GRAPH = "torch.compile, CUDA graph"
+"""Only with --device cuda, beside the other compiled ones."""
 LOSSES = ("amortized loss", "Pyro loss")
 
 Kind = Literal["vae", "mixture", "bernoulli", "chain"]
@@ -118,6 +120,17 @@ WORKS = (
         latent=20,
         batch=128,
         contestants=(*MODES, *PYRO, "by hand, eager", *HAND_COMPILED, "NumPyro", *LOSSES),
+    ),
+    Work(
+        name="wide",
+        title="VAE 3072-4096-256, batch 4096",
+        kind="vae",
+        outputs=3072,
+        hidden=4096,
+        latent=256,
+        batch=4096,
+        contestants=(*MODES, *PYRO[1:], "by hand, eager", *HAND_COMPILED, "NumPyro"),
+        learn=60,
     ),
     Work(
         name="mixture",

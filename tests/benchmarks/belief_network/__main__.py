@@ -7,8 +7,8 @@
 
 1. With several rates in --lr, a trial of the first estimator (leave_one_out, if it takes part) with
    each, and the rate with the higher training ELBO after --trial minutes is taken for all.
-2. Each estimator is trained with each seed for --minutes of processor time, one after the other, in
-   a process of its own: `training`. The ELBO of the same training images is followed.
+2. Each estimator is trained with each seed for --minutes of processor time, --jobs at a time, each
+   in a process of its own: `training`. The ELBO of the same training images is followed.
 3. When all training is over, the variance of each estimator's gradient at one checkpoint, that of
    the first estimator halfway: `variance`.
 4. Tables, a figure and a page in Markdown, with the published numbers beside: `report`.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +123,16 @@ class Benchmark:
         return dataclasses.replace(self.settings, lr=best)
 
     def train_all(self) -> None:
-        for seed in range(self.options.seeds):
-            for estimator in self.options.estimators:
-                self.train(estimator, seed, self.settings, self.folder.run(estimator, seed))
+        def train(run: tuple[int, str]) -> None:
+            seed, estimator = run
+            self.train(estimator, seed, self.settings, self.folder.run(estimator, seed))
+
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            list(
+                pool.map(
+                    train, itertools.product(range(self.options.seeds), self.options.estimators)
+                )
+            )
 
     def variances(self) -> None:
         """Each estimator's, at the checkpoint of one run."""
@@ -131,10 +140,11 @@ class Benchmark:
         shared = self.half(name, 0)
         if shared is None:
             return self.say(f"no variances: the run of {name} has no checkpoint")
-        for estimator in self.options.estimators:
+
+        def measure(estimator: str) -> None:
             file = self.folder.variance(estimator)
             if read(file).get("shared") == str(shared) and "variance" in read(file):
-                continue
+                return
             own = self.half(estimator, 0)
             job = {"settings": self.settings.as_dict(), "estimator": estimator, "file": str(file)}
             job |= {"shared": str(shared), "own": None if own is None else str(own)}
@@ -144,6 +154,9 @@ class Benchmark:
             found = read(file)
             shown = f"{found['variance']:.3g}" if "variance" in found else f"failed: {failure}"
             self.say(f"{estimator}: variance per element {shown}")
+
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            list(pool.map(measure, self.options.estimators))
 
     def half(self, estimator: str, seed: int) -> Path | None:
         """The checkpoint that a run saved halfway."""
@@ -212,6 +225,7 @@ def arguments() -> argparse.Namespace:
     add("--checkpoint-of", choices=ESTIMATORS, help="whose checkpoint the variances are taken at")
     add("--adapt", type=int, default=2000, help="steps of an estimator's own learning there")
     add("--draws", type=int, default=1000, help="of the gradient")
+    add("--jobs", type=int, default=1, help="runs at a time: no more than there are cores")
     add("--threads", type=int, default=1, help="of each run")
     return parser.parse_args()
 

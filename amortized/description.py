@@ -9,9 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from amortized.breakdown import plain_text, terminal_width
-from amortized.estimators.as_data import AS_DATA
 from amortized.estimators.base import Site
-from amortized.objectives.base import Objective, Reweighted
+from amortized.objectives.base import Objective
 from amortized.programs.records import DataPlate, LatentSite, Run, SiteRecord
 from amortized.programs.study import size_of
 from amortized.surrogate.outer import shared_plates
@@ -76,7 +75,7 @@ def describe_run(
     run: Run, objective: Objective, reasons: Mapping[str, str], data: DataPlate
 ) -> Description:
     """The description of a finished run."""
-    rows = [_row(latent, run, reasons) for latent in run.latents]
+    rows = [_row(latent, run, objective, reasons) for latent in run.latents]
     rows += [_summed_row(record) for record in run.summed]
     size = size_of(run.model, data.name)
     named = (
@@ -95,7 +94,7 @@ def describe_run(
 
 def _bounded(run: Run, objective: Objective) -> str:
     """The objective, and what a bound that is no sum is taken for each of."""
-    if objective.additive or not (run.layout.num_particles > 1 or _weighs(objective)):
+    if objective.additive or not objective.weighs_particles:
         return repr(objective)
     names = sorted(name for name, _ in shared_plates(run))
     if names:
@@ -103,17 +102,13 @@ def _bounded(run: Run, objective: Objective) -> str:
     return f"{objective!r} of the whole: a latent or a term is in no plate of the others"
 
 
-def _weighs(objective: Objective) -> bool:
-    return not isinstance(objective, Reweighted) or objective.weighs_particles
-
-
-def _row(latent: LatentSite, run: Run, reasons: Mapping[str, str]) -> SiteRow:
+def _row(latent: LatentSite, run: Run, objective: Objective, reasons: Mapping[str, str]) -> SiteRow:
     plates = ", ".join(run.guide[latent.name].sizes) or "-"
     return SiteRow(
         site=latent.name,
         distribution=latent.draw.site.family,
         estimator=repr(latent.estimator),
-        why=_why(latent, reasons),
+        why=reasons.get(latent.name, _unasked(objective)),
         copies=latent.draw.copies,
         plates=plates,
         kl=run.kl_notes.get(latent.name, _how(latent)),
@@ -135,9 +130,9 @@ def _summed_row(record: SiteRecord) -> SiteRow:
     )
 
 
-def _why(latent: LatentSite, reasons: Mapping[str, str]) -> str:
-    as_data = repr(latent.estimator) == repr(AS_DATA)
-    return reasons.get(latent.name, "the objective" if as_data else "fixed by the guide")
+def _unasked(objective: Objective) -> str:
+    """Why a site is as it is where no estimator was chosen for it."""
+    return "fixed by the guide" if objective.site_estimators else "the objective"
 
 
 def _how(latent: LatentSite) -> str:

@@ -3,6 +3,8 @@
 A message says *where* (site, plates), *what was found*, *what was expected* and *what to do*.
 """
 
+from __future__ import annotations
+
 
 class AmortizedError(Exception):
     """Base class of all errors raised on purpose by this package."""
@@ -47,3 +49,15 @@ class CheckpointError(AmortizedError):
 
 class CheckWarning(UserWarning):
     """What `check` found and what training can live with, though most likely it is a mistake."""
+
+
+def quoted(names: list[str] | tuple[str, ...], most: int) -> str:
+    """Names as a message lists them, the first few of many.
+
+    >>> quoted(["b", "a"], 2)
+    "'b', 'a'"
+    >>> quoted(["b", "a", "c", "d"], 2)
+    "'b', 'a' and 2 more"
+    """
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + rest

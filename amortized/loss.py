@@ -30,7 +30,7 @@ from amortized.programs.runner import Looks, Runner
 from amortized.programs.study import size_of, undisturbed
 from amortized.samples_as_data import Asked, weigh_samples
 from amortized.sites import SiteEstimators
-from amortized.surrogate.assemble import assemble, assemble_trees
+from amortized.surrogate.assemble import assemble, assemble_trees, averaged
 from amortized.surrogate.bound import assemble_bound
 from amortized.surrogate.outer import OuterScale, shared_plates
 from amortized.surrogate.weights import Weight, Weights, weights_of
@@ -97,10 +97,13 @@ class VariationalLoss(nn.Module, PyroELBO):
                 "differentiates log p and log q at constant values, so no gradient of a sample is "
                 "estimated at any site; leave estimators= out, or use am.ELBO() or am.IWAE()"
             )
-        if not self.objective.additive and self.objective.num_particles > 1 and not vectorize:
+        several = self.objective.num_particles > 1 or self.objective.site_estimators
+        if several and not self.objective.additive and not vectorize:
+            # one particle has one copy only where no estimator of a site makes others
             raise UsageError(
-                f"objective={objective!r} needs all particles at once, and vectorize=False runs "
-                "them one by one; use am.ELBO(), or am.Fold(network) around what cannot broadcast"
+                f"objective={objective!r} needs all particles at once, with all copies of their "
+                "sites, and vectorize=False runs them one by one; use am.ELBO(), or "
+                "am.Fold(network) around what cannot broadcast"
             )
         if layout == "rows" and not self.objective.additive:
             raise UsageError(
@@ -116,7 +119,7 @@ class VariationalLoss(nn.Module, PyroELBO):
         self._runner = Runner(max_plate_nesting or 0)
         self._outer = OuterScale()
         self._checked_keys = False
-        if isinstance(self.objective, ELBO) and self.objective.scheduled:
+        if self.objective.scheduled:
             self.register_buffer("steps", torch.zeros(()))
         else:
             self.steps = torch.zeros(())
@@ -220,7 +223,7 @@ class VariationalLoss(nn.Module, PyroELBO):
             for latent, cost in estimate.costs:
                 latent.estimator.update(latent.draw, cost)
             self.estimators.advance()
-            if isinstance(self.objective, ELBO) and self.objective.scheduled:
+            if self.objective.scheduled:
                 self.steps.add_(1)
 
     def _evaluate(
@@ -256,21 +259,19 @@ class VariationalLoss(nn.Module, PyroELBO):
             assembled = assemble(run, weights)
         else:
             trees, plate = self._runner.run_sequentially(model, guide, args, kwargs, **options)
-            assembled, run = assemble_trees(trees, Weights(kl_weight))
+            run = averaged(trees)
             weights, charged = self._weights(run, plate, kl_weight)
-            if weights.by_site:  # what a KL is, is known after the first time
-                assembled, run = assemble_trees(trees, weights)
+            assembled = assemble_trees(trees, weights)
         if charged is not None:
             assembled = replace(assembled, bound=assembled.bound - charged)
         return estimated(run, plate, assembled, kl_weight, is_elbo=not weights.by_site)
 
     def _weights(self, run: Run, data: DataPlate, kl_weight: Weight) -> tuple[Weights, Any]:
         """How often terms count, and what is charged for sites below their free bits."""
-        objective = self.objective
-        if not isinstance(objective, ELBO) or not objective.by_site:
+        if not self.objective.by_site:
             return Weights(kl_weight), None
         size = size_of(run.model, data.name) or 1
-        return weights_of(run, objective, kl_weight, size, self.steps)
+        return weights_of(run, self.objective, kl_weight, size, self.steps)
 
     def log_weights(
         self,
@@ -334,11 +335,11 @@ class VariationalLoss(nn.Module, PyroELBO):
     ) -> None:
         """Refuse a key that matches no site; a branch not taken yet gets a few more looks."""
         recipes, runner = self.estimators.recipes, self._runner
-        weighs = self.objective if isinstance(self.objective, ELBO) else ELBO()
+        unmatched = self.objective.unmatched
         with undisturbed(model, guide):
             for _ in range(_LOOKS):
                 met = runner.sites | runner.observed
-                if not (recipes.unmatched(met) or weighs.unmatched(met)):
+                if not (recipes.unmatched(met) or unmatched(met)):
                     break
                 torch.rand(1)
                 runner.look(model, guide, args, kwargs, noise)
@@ -346,9 +347,9 @@ class VariationalLoss(nn.Module, PyroELBO):
         met = runner.sites | runner.observed
         if recipes.unmatched(met):
             recipes.refuse_unmatched(runner.sites)
-        if weighs.unmatched(met):
+        if unmatched(met):
             raise UsageError(
-                f"{weighs!r}: the key {weighs.unmatched(met)[0]!r} of beta= or free_bits= matches "
+                f"{self.objective!r}: the key {unmatched(met)[0]!r} of beta= or free_bits= matches "
                 f"no latent site; the guide has {', '.join(map(repr, sorted(runner.sites)))}"
             )
         self._checked_keys = True

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 import amortized as am
 from amortized.description import Description
@@ -132,6 +133,36 @@ def test_an_estimator_that_the_user_did_not_choose_is_explained() -> None:
         "default: deterministic",
         "default: not reparameterizable",
     ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "why"),
+    [(am.ELBO(), "fixed by the guide"), (am.ReweightedWakeSleep(2), "the objective")],
+)
+def test_a_site_for_which_no_estimator_was_chosen(objective: Any, why: str) -> None:
+    def program() -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    fixed = poutine.trace(program).get_trace()
+    given = poutine.replay(program, fixed) if objective.site_estimators else program
+    (row,) = am.VariationalLoss(objective).describe(program, given, ()).rows
+    assert row.why == why
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (am.IWAE(1), "IWAE(num_particles=1) for each element of 'data'"),
+        (am.ForwardKL(), "objective ForwardKL() ·"),
+        (am.ELBO(2), "objective ELBO(num_particles=2, kl='sample') ·"),
+    ],
+)
+def test_what_weighs_no_particles_is_taken_for_nothing(objective: Any, words: str) -> None:
+    def program() -> None:
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+
+    assert words in str(am.VariationalLoss(objective).describe(program, program, ()))
 
 
 @pytest.mark.parametrize("columns", [50, 80, 300])

@@ -77,6 +77,7 @@ def test_what_describe_says_of_sites() -> None:
 
 def test_vectorize_false_serves_one_particle_only() -> None:
     am.VariationalLoss(am.ForwardKL(), vectorize=False)
+    am.VariationalLoss(am.ReweightedWakeSleep(1, phi="sleep"), vectorize=False)
     with pytest.raises(am.UsageError, match="needs all particles at once"):
         am.VariationalLoss(am.TVO(2), vectorize=False)
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 import torch
 
+from amortized.errors import quoted
 from amortized.estimators.base import base_of
 from amortized.programs.survey import Frame, Statement
 
@@ -87,9 +88,7 @@ def names_words(names: Iterable[str], most: int = 8) -> str:
     >>> names_words(["b", "a", "c"], most=2)
     "'a', 'b' and 1 more"
     """
-    ordered = sorted(names)
-    rest = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(map(repr, ordered[:most])) + rest if ordered else "none"
+    return quoted(sorted(names), most) or "none"
 
 
 def similar(name: str, names: Iterable[str]) -> str | None:

@@ -18,7 +18,6 @@ from amortized.fit.rng import side_stream, torch_state
 from amortized.fit.step import Stepper
 from amortized.fit.terms import Averager, Terms
 from amortized.loss import VariationalLoss
-from amortized.objectives.base import Reweighted
 from amortized.programs.batches import as_arguments, leaves_of
 from amortized.programs.records import DataPlate
 
@@ -50,8 +49,11 @@ class Evaluation:
         self.num_particles, self.max_rows = max(self.sizes), max_rows
         rows_at_once(self.num_particles, max_rows)  # refuses what is out of range
         self.stepper, self.data = stepper, data
-        self._several = not isinstance(num_particles, int)
+        self._several = isinstance(num_particles, Sequence)
         self._one_by_one = not stepper.loss.vectorize
+        # what is learned from is not the data, and has no ELBO: the pair has one nevertheless
+        weighs = stepper.loss.objective.weighs_particles
+        self._plain = None if weighs else VariationalLoss(vectorize=stepper.loss.vectorize)
         self._averager = Averager()
         self._is_evidence = True
         self._parts = Parts()
@@ -155,22 +157,19 @@ class Evaluation:
 
     def _average(self, batch: Any) -> None:
         """The objective's own estimate, repeated until it has used as many particles."""
-        per_run = getattr(self.stepper.loss.objective, "num_particles", 1)
+        per_run = self.stepper.loss.objective.num_particles
         for _ in range(-(-self.num_particles // per_run)):
             for terms, rows in in_parts(self._parts, batch, self._terms):
                 self._averager.add(terms, rows)
 
     def _terms(self, batch: Any) -> Terms:
-        objective, stepper = self.stepper.loss.objective, self.stepper
-        if not isinstance(objective, Reweighted) or objective.weighs_particles:
+        stepper, plain = self.stepper, self._plain
+        if plain is None:
             return Terms.of(stepper.evaluated(batch, self.data))
-        # what is learned from is not the data, and has no ELBO: the pair has one nevertheless
-        loss = VariationalLoss(vectorize=stepper.loss.vectorize)
         with stepper.evaluating():
             args, kwargs = as_arguments(stepper.placed(batch))
-            return Terms.of(
-                loss.estimate(stepper.model, stepper.guide, args, kwargs, data=self.data)
-            )
+            pair = stepper.model, stepper.guide
+            return Terms.of(plain.estimate(*pair, args, kwargs, data=self.data))
 
 
 def sizes_of(num_particles: int | Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ gradient goes through the two log-densities alone, so there is nothing to estima
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,28 @@ class Objective(ABC):
     site_estimators: bool = True
     #: whether parameters of the model get gradients
     trains_model: bool = True
+    #: whether particles are drawn from the guide on the data
+    weighs_particles: bool = True
+    #: whether the KL of a site has a weight or free bits of its own (additive objectives)
+    by_site: bool = False
+    #: whether such a weight moves with the number of batches
+    scheduled: bool = False
+
+    def beta_of(self, site: str, step: Tensor) -> float | Tensor:
+        """The weight of a site's KL after so many batches."""
+        return 1.0
+
+    def free_bits_of(self, site: str) -> float:
+        """The nats per data point that a site's KL has for nothing."""
+        return 0.0
+
+    def same_beta(self, sites: Collection[str]) -> bool:
+        """Whether the KLs of these sites have one weight, whatever the step."""
+        return True
+
+    def unmatched(self, sites: Collection[str]) -> list[str]:
+        """The names or globs of weights and free bits that match no site."""
+        return []
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
@@ -63,8 +85,6 @@ class Reweighted(Objective):
     """
 
     site_estimators = False
-    #: whether particles are drawn from the guide on the data
-    weighs_particles: bool = True
     #: the weight of ``-log q`` at what the model simulates; 0: nothing is simulated
     simulated: float = 0.0
     #: False: values of latents are arguments of the programs, and nothing is simulated

@@ -73,12 +73,8 @@ class ELBO(Objective):
         self.analytic_kl = kl == "analytic"
         self.beta = _by_site("beta", beta, 1.0)
         self.free_bits: dict[str, float] = _by_site("free_bits", free_bits, 0.0)
+        self.by_site = bool(self.beta or self.free_bits)
         self.scheduled = any(callable(weight) for weight in self.beta.values())
-
-    @property
-    def by_site(self) -> bool:
-        """Whether any site's KL has a weight or free bits of its own."""
-        return bool(self.beta or self.free_bits)
 
     def beta_of(self, site: str, step: Tensor) -> float | Tensor:
         """The weight of a site's KL after so many batches."""
@@ -88,6 +84,11 @@ class ELBO(Objective):
     def free_bits_of(self, site: str) -> float:
         """The nats per data point that a site has for nothing."""
         return _first(self.free_bits, site, 0.0)
+
+    def same_beta(self, sites: Collection[str]) -> bool:
+        """Whether the KLs of these sites have one weight: a number, or the same function."""
+        first, *others = [_first(self.beta, site, 1.0) for site in sites]
+        return all(other == first for other in others)
 
     def unmatched(self, sites: Collection[str]) -> list[str]:
         """The keys of ``beta`` and ``free_bits`` that match no site."""

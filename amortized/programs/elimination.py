@@ -18,7 +18,7 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
-from amortized.errors import ProgramError
+from amortized.errors import ProgramError, quoted
 from amortized.programs.records import Layout, Plates, SiteRecord, Term
 
 Records = Mapping[str, SiteRecord]
@@ -26,16 +26,24 @@ Records = Mapping[str, SiteRecord]
 
 def is_factor(record: SiteRecord, value: Tensor) -> bool:
     """Whether a log-probability has to be summed over values of model sites, its own or others'."""
-    return bool(record.summed) or any(_carries(value, dim) for dim in record.open_dims)
+    parts = [value, *_around(record)]
+    return bool(record.summed) or any(
+        _carries(part, dim) for dim in record.open_dims for part in parts
+    )
+
+
+def _around(record: SiteRecord) -> list[Tensor]:
+    """The mask and the scale of a statement, which may depend on summed-out sites, too."""
+    return [part for part in (record.mask, record.scale) if isinstance(part, Tensor)]
 
 
 def sums_inside(record: SiteRecord) -> list[str]:
-    """The summed-out sites that the law of a statement depends on."""
-    shape = record.fn.batch_shape
+    """The summed-out sites that the law of a statement, or its mask or scale, depends on."""
+    shapes = [record.fn.batch_shape, *(part.shape for part in _around(record))]
     return [
         own
         for dim, own in record.open_dims.items()
-        if own != record.name and len(shape) >= -dim and shape[dim] > 1
+        if own != record.name and any(len(s) >= -dim and s[dim] > 1 for s in shapes)
     ]
 
 
@@ -55,14 +63,15 @@ def eliminated(
         reads: whether scales that are tensors may be read.
 
     Raises:
-        ProgramError: a site outside a plate depends on one that is summed out in it, scales differ,
-            or plates cross.
+        ProgramError: a site outside a plate depends on one that is summed out in it, scales differ
+            or depend on what is summed out, or plates cross.
     """
     factors = [t for t in terms if t.role == "factor"]
     if not factors:
         return terms, {}
     for term in factors:
         _refuse_outside(term, model)
+        _refuse_open_scale(model[term.name])
     symbols = _Symbols(factors, model, layout)
     found = [t for t in terms if t.role != "factor"]
     notes: dict[str, str] = {}
@@ -76,9 +85,8 @@ def eliminated(
 
 
 def _note(latent: str, prior: Term) -> str:
-    summed = ", ".join(map(repr, prior.sums[:3])) + (", ..." if len(prior.sums) > 3 else "")
     where = "" if latent == prior.name else f", log p counted at {prior.name!r}"
-    return f"sampled: its prior is a sum over {summed} of the model{where}"
+    return f"sampled: its prior is a sum over {quoted(prior.sums, 3)} of the model{where}"
 
 
 def _terms_of(group: list[Term], model: Records, symbols: _Symbols) -> list[Term]:
@@ -249,6 +257,20 @@ def _refuse_varying(scale: Any, group: list[Term], model: Records) -> None:
             f"the sum over {names} joins what lies at dim {inside[0]}: a scale stands outside the "
             f"logarithm of a sum, once for all; give it one number there, or sample {names} in "
             "the guide"
+        )
+
+
+def _refuse_open_scale(record: SiteRecord) -> None:
+    """Raise for a scale that depends on what is summed out."""
+    if not isinstance(record.scale, Tensor):
+        return
+    owners = [own for dim, own in record.open_dims.items() if _carries(record.scale, dim)]
+    if owners:
+        raise ProgramError(
+            f"site {record.name!r} of the model has a scale that depends on {quoted(owners, 3)}, "
+            "which is summed out, and a scale stands outside the logarithm of a sum, once for all; "
+            f"give it a scale that does not depend on it, or sample {quoted(owners, 3)} in the "
+            "guide"
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
-from amortized.errors import ProgramError
+from amortized.errors import ProgramError, quoted
 from amortized.programs.batches import aliases
 from amortized.programs.handlers import Context
 from amortized.programs.modules import modules_of
@@ -91,7 +91,8 @@ def _refuse_erased_sums(
             open_dims = all_values.model[name].open_dims
             if not open_dims:
                 continue
-            axis = _values_of(sorted({*open_dims.values()} - {name} or {name}))
+            others = quoted(sorted({*open_dims.values()} - {name} or {name}), 6)
+            axis = f"the values of the summed-out sites {others}"
             if name not in first or name not in second:
                 raise ProgramError(_structure((name, True), axis))
             for dim, own in open_dims.items():
@@ -101,17 +102,34 @@ def _refuse_erased_sums(
                 raise ProgramError(_mixed_values(name, axis))
 
 
-def _values_of(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
-    return f"the values of the summed-out sites {shown}"
-
-
 def _pins(run: Run) -> Iterator[dict[str, int]]:
-    """Places in the supports of summed-out sites: the first, the last, and some between."""
+    """Places in the supports of summed-out sites: the first, the last, and some between.
+
+    Inside ``pyro.markov`` sites share dims, and what reads a site out of its reach takes it for
+    another one on that dim. That shows only where the two have different values.
+    """
     sizes = {record.name: record.summed for record in run.summed}
     yield dict.fromkeys(sizes, 0)
     yield {name: size - 1 for name, size in sizes.items()}
     yield {name: place % size for place, (name, size) in enumerate(sizes.items())}
+    # sites that share a dim: each two of them are told apart by some digit of their ranks
+    ranks = _ranks_on_dims(run)
+    for digit in range(max(ranks.values(), default=0).bit_length()):
+        yield {
+            name: size - 1 if ranks[name] >> digit & 1 else digit % max(1, size - 1)
+            for name, size in sizes.items()
+        }
+
+
+def _ranks_on_dims(run: Run) -> dict[str, int]:
+    """How many summed-out sites had the dim of a site before it."""
+    taken: dict[int, int] = {}
+    found = {}
+    for record in run.summed:
+        dim = next(dim for dim, own in record.open_dims.items() if own == record.name)
+        found[record.name] = taken.get(dim, 0)
+        taken[dim] = found[record.name] + 1
+    return found
 
 
 def _densities(run: Run) -> dict[str, Tensor]:
@@ -205,7 +223,9 @@ def _mixed_values(name: str, axis_name: str) -> str:
         f"site {name!r} of the model mixes {axis_name}: evaluated alone, one value gives another "
         "log-probability. A reduction over all dims (mean(), sum(), max()), flatten, a positive "
         "dim, or batch norm in training mode erases the extra left dims; reduce over negative "
-        "dims, wrap the network in am.Fold(network), or sample the site in the guide"
+        "dims, wrap the network in am.Fold(network), or sample the site in the guide. And what a "
+        "statement reads of pyro.markov must be in its reach, which is one step back, or as many "
+        "as history= says"
     )
 
 

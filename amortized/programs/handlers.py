@@ -134,10 +134,7 @@ class GuideHandler(Messenger):
         if msg["is_observed"]:
             return
         name = msg["name"]
-        if name in self.records:
-            raise ProgramError(
-                f"site {name!r}: the guide samples it twice; give every site its own name"
-            )
+        refuse_twice(name, self.records, "guide")
         fixed = self.context.fixed
         law = unmasked(msg["fn"])
         if fixed is not None and name in fixed:
@@ -262,6 +259,14 @@ def refuse_deeper(msg: Any, layout: Layout) -> None:
     depth = max((-f.dim for f in msg["cond_indep_stack"] if f.dim is not None), default=0)
     if depth > layout.nesting:
         raise DeeperPlatesError(depth)
+
+
+def refuse_twice(name: str, records: Mapping[str, SiteRecord], program: str) -> None:
+    """Raise where a program has had a site of this name."""
+    if name in records:
+        raise ProgramError(
+            f"site {name!r}: the {program} samples it twice; give every site its own name"
+        )
 
 
 def factor_of(msg: Any) -> tuple[Draw, Estimator]:

@@ -15,7 +15,7 @@ from typing import Any, final
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
-from amortized.errors import ProgramError
+from amortized.errors import ProgramError, quoted
 from amortized.estimators.base import Site
 from amortized.estimators.enumeration import Enumerate, support_of
 from amortized.programs.placement import unmasked
@@ -110,7 +110,7 @@ class Marginal:
         """The dims that a finished statement may depend on.
 
         Raises:
-            ProgramError: its values are too many.
+            ProgramError: its values are too many, or those of a site that is out of its reach.
         """
         name = msg["name"]
         visible = self._visible.get(name)
@@ -122,6 +122,9 @@ class Marginal:
             dim: own for dim, own in visible.items() if len(value) >= -dim and value[dim] > 1
         }
         shape = broadcast_shape(value, msg["fn"].batch_shape)
+        for dim, own in visible.items():
+            if len(shape) >= -dim and shape[dim] not in (1, self.sizes[own]):
+                raise ProgramError(_other_size(name, own, self.sizes[own], shape[dim]))
         summed = [own for dim, own in visible.items() if len(shape) >= -dim and shape[dim] > 1]
         count = math.prod(self.sizes[own] for own in summed)
         elements = math.prod(shape)
@@ -162,6 +165,14 @@ def _refuse(name: str, law: Any, infer: Mapping[str, Any]) -> None:
         )
 
 
+def _other_size(name: str, own: str, values: int, size: int) -> str:
+    return (
+        f"site {name!r} of the model has size {size} at the dim of the summed-out site {own!r}, "
+        f"which has {values} values, so what it depends on there is another site, out of its "
+        "reach: inside pyro.markov a statement reaches one step back, or as many as history= says"
+    )
+
+
 def _crowded(name: str, visible: _Dims) -> str:
     return (
         f"site {name!r}: it would be summed out together with {len(visible)} other sites, and a "
@@ -171,9 +182,9 @@ def _crowded(name: str, visible: _Dims) -> str:
 
 
 def _too_many(name: str, summed: list[str], count: int, elements: int) -> str:
-    shown = ", ".join(map(repr, summed[:6])) + (", ..." if len(summed) > 6 else "")
     return (
-        f"site {name!r} of the model: it depends on the summed-out sites {shown} and is evaluated "
-        f"at {count} joint values of them, {elements} numbers in all (at most {_MAX_VALUES} and "
-        f"{_MAX_ELEMENTS}); sample some of these sites in the guide, or let it depend on fewer"
+        f"site {name!r} of the model: it depends on the summed-out sites {quoted(summed, 6)} and "
+        f"is evaluated at {count} joint values of them, {elements} numbers in all (at most "
+        f"{_MAX_VALUES} and {_MAX_ELEMENTS}); sample some of these sites in the guide, or let it "
+        "depend on fewer"
     )

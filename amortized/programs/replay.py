@@ -13,7 +13,14 @@ from torch import Tensor
 
 from amortized.errors import ProgramError
 from amortized.estimators.base import base_of
-from amortized.programs.handlers import Context, deterministic, record_of, refuse_deeper, take_all
+from amortized.programs.handlers import (
+    Context,
+    deterministic,
+    record_of,
+    refuse_deeper,
+    refuse_twice,
+    take_all,
+)
 from amortized.programs.marginal import Marginal, marked
 from amortized.programs.records import SiteRecord
 
@@ -88,10 +95,7 @@ class ModelHandler(Messenger):
         dims = self.marginal.leave(msg)
         if deterministic(msg):
             return
-        if msg["name"] in self.records:
-            raise ProgramError(
-                f"site {msg['name']!r}: the model samples it twice; give every site its own name"
-            )
+        refuse_twice(msg["name"], self.records, "model")
         record = record_of(msg, self.context.data)
         record.open_dims = dims
         record.summed = self.marginal.sizes.get(msg["name"], 0)

@@ -11,6 +11,7 @@ from torch import nn
 
 from amortized.estimators.as_data import AS_DATA
 from amortized.estimators.base import Estimator, Noise, Site
+from amortized.objectives.base import Observed
 from amortized.programs.batches import signature_of
 from amortized.programs.erasure import refuse_erased_axes
 from amortized.programs.frozen import refuse_random_guides
@@ -19,12 +20,7 @@ from amortized.programs.modules import modules_of
 from amortized.programs.records import DataPlate, Layout, MoreRowsError, Run, Sharing
 from amortized.programs.run import Program, run_pair, with_room
 from amortized.programs.sequential import Tree, explore
-from amortized.programs.simulation import (
-    Observed,
-    refuse_one_for_many,
-    simulated_run,
-    stored_values,
-)
+from amortized.programs.simulation import refuse_one_for_many, simulated_run, stored_values
 from amortized.programs.study import Study, identity, probe, undisturbed
 
 # more signatures than any program has, and a bound for scripts that make a program at every step

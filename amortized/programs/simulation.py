@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from amortized.errors import ProgramError, UsageError
 from amortized.estimators.as_data import AS_DATA
 from amortized.estimators.base import TorchNoise, base_of
+from amortized.objectives.base import Observed
 from amortized.programs.batches import aliases
 from amortized.programs.handlers import (
     Context,
@@ -22,6 +23,7 @@ from amortized.programs.handlers import (
     deterministic,
     record_of,
     refuse_deeper,
+    refuse_twice,
     take_all,
 )
 from amortized.programs.placement import unmasked
@@ -30,7 +32,6 @@ from amortized.programs.run import Program, execute, is_guide_messenger
 from amortized.programs.study import undisturbed
 from amortized.programs.terms import build_terms, latents_of, masks_of
 
-Observed = Mapping[str, str] | Callable[[dict[str, Tensor]], Mapping[str, Any]] | None
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -151,8 +152,7 @@ def stored_values(
     Raises:
         ProgramError: a site has none.
     """
-    places = _names(guide, model)
-    given = {**dict(zip(places, args, strict=False)), **kwargs}
+    given = _by_name(_names(guide, model), args, kwargs)
     missing = sorted(name for name in sites if not isinstance(given.get(name), Tensor))
     if missing:
         raise ProgramError(
@@ -182,10 +182,7 @@ class SimulationHandler(Messenger):
         if deterministic(msg):
             return
         name = msg["name"]
-        if name in self.records:
-            raise ProgramError(
-                f"site {name!r}: the model samples it twice; give every site its own name"
-            )
+        refuse_twice(name, self.records, "model")
         if type(base_of(msg["fn"])).__name__ == "Unit":
             raise ProgramError(
                 f"factor {name!r}: a model with pyro.factor has a density and no way to draw from "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amortized.estimators.base import Cost
 from amortized.programs.records import LatentSite, Plates, Role, Run, Term
-from amortized.programs.sequential import Tree
+from amortized.programs.sequential import Node, Tree
 from amortized.surrogate.costs import (
     Downstream,
     average,
@@ -87,60 +87,66 @@ def _owed(latent: LatentSite, cost: Cost, run: Run) -> tuple[list[Term], Cost]:
     return owes + scaled(latent, scores), found
 
 
-def assemble_trees(trees: list[Tree], weights: Weights = EVEN) -> tuple[Assembled, Run]:
-    """The mean over particles of sequential runs; also a run whose terms are averaged already."""
+def assemble_trees(trees: list[Tree], weights: Weights = EVEN) -> Assembled:
+    """The mean over particles of sequential runs."""
     costs: list[tuple[LatentSite, Cost]] = []
-    bounds, shares = [], []
-    for tree in trees:
-        terms, parts = _fold_tree(tree, costs, weights)
-        bounds.append(total(terms, tree.run.layout))
-        shares += [replace(t, value=t.value / len(trees)) for t in parts]
+    bounds = [total(_fold_tree(tree, costs, weights), tree.run.layout) for tree in trees]
+    return Assembled(torch.stack(bounds).mean(), costs)
+
+
+def averaged(trees: list[Tree]) -> Run:
+    """Sequential runs as one, whose terms are averaged over copies and particles, and detached."""
     first = trees[0]
     nodes = {node.name: node for node in first.nodes()}
     latents = [replace(latent, draw=nodes[latent.name].placed) for latent in first.run.latents]
-    return (
-        Assembled(torch.stack(bounds).mean(), costs),
-        replace(
-            first.run,
-            terms=shares,
-            latents=latents,
-            runs=sum(1 for tree in trees for _ in tree.runs()),
-        ),
+    terms = [t for tree in trees for t in _averages(tree)]
+    return replace(
+        first.run,
+        terms=[replace(t, value=t.value / len(trees)) for t in terms],
+        latents=latents,
+        runs=sum(1 for tree in trees for _ in tree.runs()),
     )
 
 
-def _fold_tree(
-    tree: Tree, costs: list[tuple[LatentSite, Cost]], weights: Weights
-) -> tuple[list[Term], list[Term]]:
-    """Fold a tree from its leaves: terms with surrogates, and the detached share of each term."""
+def _averages(tree: Tree) -> list[Term]:
+    """The terms of a tree, averaged from its leaves over the copies of each latent; detached."""
     if tree.node is None:
-        detached = [replace(t, value=t.value.detach()) for t in tree.run.terms]
-        return weights.weighed(tree.run.terms), detached
-    folded = [_fold_tree(branch, costs, weights) for branch in tree.branches]
-    latent = replace(
-        tree.latent(tree.node.name),
-        draw=tree.node.placed,
-        first_in_model=tree.first_in_model(tree.node.name),
-    )
-    leaks = [leak for run in tree.runs() for leak in leaks_of(latent, run.latents, by_shape=False)]
-    terms, shares = folded[0]
+        return [replace(t, value=t.value.detach()) for t in tree.run.terms]
+    found = [_averages(branch) for branch in tree.branches]
+    latent = _latent_at(tree, tree.node)
     if latent.draw.axis is None:
+        return found[0]
+    return [
+        replace(t, value=average(t.value, latent).detach())
+        if carries(t.value, latent.draw.axis)
+        else t
+        for t in _stack(found, latent)
+    ]
+
+
+def _fold_tree(tree: Tree, costs: list[tuple[LatentSite, Cost]], weights: Weights) -> list[Term]:
+    """The terms of a tree, folded from its leaves, with what estimators owe."""
+    if tree.node is None:
+        return weights.weighed(tree.run.terms)
+    folded = [_fold_tree(branch, costs, weights) for branch in tree.branches]
+    latent = _latent_at(tree, tree.node)
+    leaks = [leak for run in tree.runs() for leak in leaks_of(latent, run.latents, by_shape=False)]
+    if latent.draw.axis is None:
+        terms = folded[0]
         cost = None if latent.estimator.attached else order_cost(terms, latent, leaks)
     else:
-        stacked = _stack([terms for terms, _ in folded], latent)
-        parts = _stack([parts for _, parts in folded], latent)
-        terms, cost = fold(stacked, latent, leaks)
-        shares = [
-            replace(t, value=average(t.value, latent).detach())
-            if carries(t.value, latent.draw.axis)
-            else t
-            for t in parts
-        ]
+        terms, cost = fold(_stack(folded, latent), latent, leaks)
     if cost is not None:
         handed = per_datum(cost, latent, tree.run.layout)
         terms = terms + owed(latent, handed)
         costs.append((latent, handed.detach()))
-    return terms, shares
+    return terms
+
+
+def _latent_at(tree: Tree, node: Node) -> LatentSite:
+    """The latent of a tree's node, as it stands over all paths."""
+    latent = tree.latent(node.name)
+    return replace(latent, draw=node.placed, first_in_model=tree.first_in_model(node.name))
 
 
 def _stack(branches: list[list[Term]], latent: LatentSite) -> list[Term]:

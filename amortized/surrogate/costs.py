@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from amortized.errors import ProgramError
+from amortized.errors import ProgramError, quoted
 from amortized.estimators.base import Cost
 from amortized.estimators.baselines import mean_of_others
 from amortized.programs.records import LatentSite, Layout, Plates, Term
@@ -180,10 +180,10 @@ def _entangled(term: Term, latent: LatentSite) -> str:
     if term.sums:
         return (
             f"site {latent.name!r} is evaluated for all elements of plate {names[0]!r} in parallel "
-            f"by {latent.estimator!r}, but the model's sum over {_shown(term.sums)} joins them: it "
-            "would see all elements at the same copy only. Put what is summed out into the plate, "
-            "enumerate it in the guide, or use am.ScoreFunction(am.LeaveOneOut()) here, whose "
-            "copies are joint draws"
+            f"by {latent.estimator!r}, but the model's sum over {quoted(term.sums, 3)} joins them: "
+            "it would see all elements at the same copy only. Put what is summed out into the "
+            "plate, enumerate it in the guide, or use am.ScoreFunction(am.LeaveOneOut()) here, "
+            "whose copies are joint draws"
         )
     return (
         f"site {latent.name!r} is evaluated for all elements of plate {names[0]!r} in parallel by "
@@ -192,7 +192,3 @@ def _entangled(term: Term, latent: LatentSite) -> str:
         "plate or before this one, or use am.ScoreFunction(am.LeaveOneOut()) here, whose copies "
         "are joint draws"
     )
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")

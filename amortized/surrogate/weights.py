@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from amortized.errors import UsageError
-from amortized.objectives.elbo import ELBO
+from amortized.objectives.base import Objective
 from amortized.programs.records import Run, Term
 from amortized.surrogate.totals import expectation
 
@@ -48,7 +48,7 @@ EVEN: Final = Weights()
 
 
 def weights_of(
-    run: Run, objective: ELBO, kl_weight: Weight, size: int, step: Tensor
+    run: Run, objective: Objective, kl_weight: Weight, size: int, step: Tensor
 ) -> tuple[Weights, Tensor | None]:
     """The weights of a run's terms, and what closed sites are charged instead of their KL.
 
@@ -83,12 +83,12 @@ def weights_of(
     return Weights(kl_weight, by_site), charged
 
 
-def _refuse_joint(term: Term, objective: ELBO) -> None:
+def _refuse_joint(term: Term, objective: Objective) -> None:
     """A sum over a site of the model may be the prior of several latents together."""
     if len(term.latents) < 2:
         return
-    betas = {str(objective.beta.get(name, objective.beta.get("*"))) for name in term.latents}
-    if len(betas) > 1 or any(objective.free_bits_of(name) for name in term.latents):
+    free = any(objective.free_bits_of(name) for name in term.latents)
+    if free or not objective.same_beta(term.latents):
         names = " and ".join(map(repr, term.latents))
         raise UsageError(
             f"{objective!r}: the prior of the sites {names} is one sum over "

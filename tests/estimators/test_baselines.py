@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -248,7 +250,11 @@ def test_the_network_takes_the_program_s_dtype() -> None:
     def program() -> None:
         pyro.sample("z", dist.Bernoulli(half))
 
-    am.VariationalLoss(estimators="neural_baseline").loss_and_grads(program, program)
+    loss = am.VariationalLoss(estimators="neural_baseline")
+    assert math.isfinite(loss.loss_and_grads(program, program))
+    (own,) = loss.estimators.by_site.values()
+    assert {p.dtype for p in own.parameters()} == {torch.float64}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in own.parameters())
 
 
 SCALED = {

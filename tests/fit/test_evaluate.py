@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -16,6 +17,7 @@ from amortized.fit.rng import seeded
 from amortized.fit.step import Stepper
 from amortized.loss import VariationalLoss
 from amortized.objectives.elbo import ELBO
+from amortized.programs import runner
 from amortized.programs.records import DataPlate
 from tests.fit import tiny
 
@@ -100,6 +102,35 @@ def test_a_pair_that_learned_from_simulations_has_an_elbo_on_data(plate: bool) -
     learned = run(model, guide, x, loss=VariationalLoss(am.ForwardKL()), **asked)
     plain = run(model, guide, x, **asked)
     assert learned == plain and math.isfinite(plain["elbo"])
+
+
+def test_what_learned_from_simulations_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once a batch: the loss that evaluates it is one and the same."""
+    probes = []
+
+    def counted(*args, **kwargs):
+        probes.append(args)
+        return probe(*args, **kwargs)
+
+    probe = runner.probe
+    monkeypatch.setattr(runner, "probe", counted)
+    loss = VariationalLoss(am.ForwardKL())
+    guide = tiny.point_guide(0.5)
+    counts = []
+    for rows in (16, 64):
+        probes.clear()
+        found = run(tiny.global_model, guide, tiny.data(rows), 2, loss=loss, batch_size=8)
+        assert math.isfinite(found["elbo"])
+        counts.append(len(probes))
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("count", [5, np.int64(5)], ids=["int", "numpy"])
+def test_one_number_of_particles_is_one_bound(count: int) -> None:
+    x = tiny.data(12)
+    found = run(tiny.local_model, tiny.exact_guide, x, count)
+    assert not [key for key in found if key.startswith("log_evidence/")]
+    assert "log_evidence/5" in run(tiny.local_model, tiny.exact_guide, x, (count,))
 
 
 def test_particles_of_the_objective_count(monkeypatch: pytest.MonkeyPatch) -> None:

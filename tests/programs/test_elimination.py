@@ -468,3 +468,122 @@ def test_marks_by_a_handler_are_marks() -> None:
 
     found = am.VariationalLoss().loss(config_enumerate(model), nothing)
     assert found == pytest.approx(am.VariationalLoss().loss(_three, nothing), rel=1e-12)
+
+
+# --- what depends on a summed-out site in other ways than by its law ------------------------------
+
+
+def _mask_alone() -> None:
+    c = coin("c", 0.3)
+    with poutine.mask(mask=c.bool()):
+        see("x", torch.tensor(0.5, dtype=torch.float64), X[0, 0])
+
+
+def _mask_and_law() -> None:
+    c = coin("c", 0.3)
+    with poutine.mask(mask=c.bool()):
+        see("x", c + 0.5, X[0, 0])
+
+
+def _mask_in_a_plate() -> None:
+    with pyro.plate("data", 3):
+        c = coin("c", 0.3)
+        with poutine.mask(mask=c.bool()):
+            see("x", torch.tensor(0.5, dtype=torch.float64), X[0])
+
+
+def _mask_in_the_law() -> None:
+    with pyro.plate("data", 3):
+        c = coin("c", 0.3)
+        law = dist.Normal(0.5, torch.ones(3, dtype=torch.float64)).mask(c.bool())
+        pyro.sample("x", law, obs=X[0])
+
+
+@pytest.mark.parametrize("model", [_mask_alone, _mask_and_law, _mask_in_a_plate, _mask_in_the_law])
+def test_a_mask_may_depend_on_a_summed_out_site(model: Program) -> None:
+    found = -am.VariationalLoss().loss(model, nothing)
+    assert found == pytest.approx(float(listed(model)), rel=1e-12)
+
+
+def test_a_scale_that_depends_on_a_summed_out_site_is_refused() -> None:
+    def model() -> None:
+        c = coin("c", 0.3)
+        with poutine.scale(scale=1.0 + c):
+            see("x", torch.tensor(0.5, dtype=torch.float64), X[0, 0])
+
+    with pytest.raises(am.ProgramError, match=r"site 'x' .* scale that depends on 'c'"):
+        am.VariationalLoss().loss(model, nothing)
+
+
+# --- what is read of pyro.markov out of its reach -------------------------------------------------
+
+
+def _lag(history: int, reads: int, own: bool = False) -> Program:
+    """A chain whose observations, or whose own law, look further back."""
+
+    def model() -> None:
+        states = [torch.tensor(0.0, dtype=torch.float64)] * 4
+        for t in pyro.markov(range(6), history=history):
+            logit = states[-1] - 0.3 + (1.5 * states[-reads] if own else 0.0)
+            states.append(coin(f"s{t}", logit))
+            see(f"x{t}", states[-1] + (0.0 if own else 2 * states[-1 - reads]), X[0, t % 3])
+
+    return model
+
+
+def _after_the_loop() -> None:
+    w = y = torch.tensor(0.0, dtype=torch.float64)
+    for t in pyro.markov(range(3)):
+        w = coin(f"w{t}", w - 0.3)
+        y = coin(f"y{t}", y + w - 0.5)
+        see(f"x{t}", w + y, X[0, t])
+    see("z", w + 2 * coin("c", 0.4), X[1, 0])
+
+
+def _two_loops() -> None:
+    s = u = torch.tensor(0.0, dtype=torch.float64)
+    for t in pyro.markov(range(3)):
+        s = coin(f"s{t}", s - 0.3)
+        see(f"x{t}", s, X[0, t])
+    for t in pyro.markov(range(3)):
+        u = coin(f"u{t}", u - 0.3)
+        see(f"y{t}", u + 2 * s, X[1, t])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _lag(1, 2),
+        _lag(1, 2, own=True),
+        _lag(1, 3),
+        _lag(1, 4),
+        _lag(2, 3),
+        _after_the_loop,
+        _two_loops,
+    ],
+    ids=["lag 2", "own lag 2", "lag 3", "lag 4", "lag 3 of 2", "after the loop", "two loops"],
+)
+def test_what_is_out_of_reach_of_a_markov_loop_is_refused(model: Program) -> None:
+    """Sites share dims there: one out of reach would silently be taken for another."""
+    with pytest.raises(am.ProgramError, match=r"mixes the values of the summed-out|its reach"):
+        am.VariationalLoss().loss(model, nothing)
+
+
+@pytest.mark.parametrize("model", [_lag(2, 2), _lag(2, 2, own=True), _lag(3, 3), _lag(4, 4)])
+def test_what_is_in_reach_is_summed(model: Program) -> None:
+    found = -am.VariationalLoss().loss(model, nothing)
+    assert found == pytest.approx(float(listed(model)), rel=1e-12)
+
+
+def test_sites_of_other_sizes_out_of_reach_are_named() -> None:
+    def model() -> None:
+        kept = torch.tensor(0.0, dtype=torch.float64)
+        for t in pyro.markov(range(4)):
+            logits = torch.arange(2 if t < 2 else 5, dtype=torch.float64) * 0.3
+            c = pyro.sample(f"c{t}", dist.Categorical(logits=logits), infer=PARALLEL)
+            kept = c if t == 0 else kept
+            if t == 2:
+                see("x", kept * 1.0, X[0, 0])
+
+    with pytest.raises(am.ProgramError, match=r"site 'x' .* size 2 .* 'c2', which has 5 values"):
+        am.VariationalLoss().loss(model, nothing)

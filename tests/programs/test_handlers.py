@@ -82,17 +82,6 @@ def test_refused_with_the_site_s_name(name: str) -> None:
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
-def minibatch(index: list[int] | None, size: int = 10, name: str = "data") -> Program:
-    """A latent a datum on the minibatch that is named, or on a random one."""
-
-    def program() -> None:
-        options = {"subsample_size": 3} if index is None else {"subsample": torch.tensor(index)}
-        with pyro.plate(name, size, **options):
-            pyro.sample("z", UNIT)
-
-    return program
-
-
 def test_hidden_and_conditioned_statements_inside_a_guide_are_no_sites() -> None:
     def guide() -> None:
         with poutine.block(hide=["noise"]):
@@ -174,7 +163,10 @@ def test_a_plate_of_the_minibatch_is_scaled_to_the_data_set(size: int | None) ->
 
 
 def test_a_plate_that_knows_the_data_set_is_left_alone() -> None:
-    program = minibatch([1, 3])
+    def program() -> None:
+        with pyro.plate("data", 10, subsample=torch.tensor([1, 3])):
+            pyro.sample("z", UNIT)
+
     estimate = am.VariationalLoss().estimate(program, program, (), {}, data=am.DataPlate(size=77))
     assert estimate.run.guide["z"].scale == 5.0
 

@@ -19,28 +19,11 @@ from amortized.objectives.base import Objective
 from amortized.surrogate import bound as module
 from tests.laws.structures import DATA, weight
 from tests.reference import FixedNoise, estimate_law
+from tests.surrogate.pieces import START, guide, model, normals_by_hand
 
 pytestmark = pytest.mark.float64
 
 Make = Callable[[], Estimator]
-START = {"a": 0.4, "e": 0.3, "f": 0.1, "b": -0.3, "c": 0.2, "w": 0.7}
-
-
-def model(size: int = 2) -> None:
-    """y -> z in the model, x sees both."""
-    with pyro.plate("data", size):
-        y = pyro.sample("y", dist.Bernoulli(logits=weight("c", START["c"]).expand(size)))
-        z = pyro.sample("z", dist.Bernoulli(logits=weight("b", START["b"]) * y))
-        mean = z * weight("w", START["w"]) + y * (1 - z)
-        pyro.sample("x", dist.Normal(mean, 1.0), obs=DATA[:size])
-
-
-def guide(size: int = 2) -> None:
-    """z -> y in the guide."""
-    with pyro.plate("data", size):
-        z = pyro.sample("z", dist.Bernoulli(logits=weight("a", START["a"]) * DATA[:size]))
-        logits = weight("e", START["e"]) * z + weight("f", START["f"])
-        pyro.sample("y", dist.Bernoulli(logits=logits))
 
 
 def leaves() -> list[Tensor]:
@@ -144,30 +127,12 @@ def test_one_particle_is_the_elbo_draw_by_draw() -> None:
 
 def test_a_pathwise_latent_is_weighted_by_autograd() -> None:
     """Against the bound written out, on the same draws."""
+    objective = am.IWAE(4)
 
-    def p() -> None:
-        with pyro.plate("data", 2):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
-            pyro.sample("x", dist.Normal(z * weight("w", 0.7), 1.0), obs=DATA)
+    def written(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return -objective.bound(log_p - log_q).sum()
 
-    def q() -> None:
-        with pyro.plate("data", 2):
-            pyro.sample("z", dist.Normal(weight("a", 0.4) * DATA, weight("s", 0.8)))
-
-    loss = am.VariationalLoss(am.IWAE(4))
-    loss.warm_up(p, q, ())
-    pyro.set_rng_seed(1)
-    value = loss.differentiable_loss(p, q)
-    pyro.set_rng_seed(1)
-    w, a, s = (pyro.param(name) for name in "was")
-    law = dist.Normal(a * DATA, s)
-    z = law.rsample(torch.Size([4]))
-    log_w = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z * w, 1.0).log_prob(DATA)
-    by_hand = -am.IWAE(4).bound(log_w - law.log_prob(z)).sum()
-    assert torch.allclose(value, by_hand, rtol=1e-12)
-    for one, other in zip(
-        *(torch.autograd.grad(v, [w, a, s]) for v in (value, by_hand)), strict=True
-    ):
+    for one, other in normals_by_hand(objective, written, constant=False):
         assert torch.allclose(one, other, rtol=1e-11)
 
 

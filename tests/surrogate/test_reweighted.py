@@ -16,30 +16,12 @@ import amortized as am
 from amortized.objectives.base import Objective
 from tests.laws.structures import DATA, weight
 from tests.reference import FixedNoise, estimate_law
+from tests.surrogate.pieces import START, guide, model, normals_by_hand
 
 pytestmark = pytest.mark.float64
 
-THETA = {"b": -0.3, "c": 0.2, "w": 0.7}
-PHI = {"a": 0.4, "e": 0.3, "f": 0.1}
-START = THETA | PHI
+THETA, PHI = ("b", "c", "w"), ("a", "e", "f")
 STATES = list(product([0.0, 1.0], repeat=2))
-
-
-def model(size: int = 2) -> None:
-    """y -> z in the model, x sees both."""
-    with pyro.plate("data", size):
-        y = pyro.sample("y", dist.Bernoulli(logits=weight("c", START["c"]).expand(size)))
-        z = pyro.sample("z", dist.Bernoulli(logits=weight("b", START["b"]) * y))
-        mean = z * weight("w", START["w"]) + y * (1 - z)
-        pyro.sample("x", dist.Normal(mean, 1.0), obs=DATA[:size])
-
-
-def guide(size: int = 2) -> None:
-    """z -> y in the guide."""
-    with pyro.plate("data", size):
-        z = pyro.sample("z", dist.Bernoulli(logits=weight("a", START["a"]) * DATA[:size]))
-        logits = weight("e", START["e"]) * z + weight("f", START["f"])
-        pyro.sample("y", dist.Bernoulli(logits=logits))
 
 
 class Table:
@@ -108,32 +90,32 @@ def normalized(log_p: Tensor, log_q: Tensor, power: float = 1.0) -> Tensor:
 
 @pytest.mark.parametrize(("count", "size"), [(2, 1), (3, 1), (2, 2)])
 def test_wake_theta_is_the_gradient_of_iwae(count: int, size: int) -> None:
-    found = mean(am.ReweightedWakeSleep(count), size, list(THETA))
-    iwae = mean(am.IWAE(count), size, list(THETA)) if size == 1 else None
+    found = mean(am.ReweightedWakeSleep(count), size, THETA)
+    iwae = mean(am.IWAE(count), size, THETA) if size == 1 else None
     tables = [Table(x) for x in DATA[:size]]
     truth = [t.over_tuples(count, lambda p, q: (normalized(p, q) * p).sum(0)) for t in tables]
-    assert close(found, summed(truth, list(THETA)))
+    assert close(found, summed(truth, THETA))
     assert iwae is None or close(found, iwae)
 
 
 @pytest.mark.parametrize(("count", "size"), [(2, 1), (3, 1), (2, 2)])
 def test_wake_phi_weighs_scores_of_one_data_point(count: int, size: int) -> None:
-    found = mean(am.ReweightedWakeSleep(count), size, list(PHI))
+    found = mean(am.ReweightedWakeSleep(count), size, PHI)
     tables = [Table(x) for x in DATA[:size]]
     truth = [t.over_tuples(count, lambda p, q: (normalized(p, q) * q).sum(0)) for t in tables]
-    assert close(found, summed(truth, list(PHI)))
+    assert close(found, summed(truth, PHI))
 
 
 def test_wake_phi_tends_to_the_forward_divergence_like_one_over_k() -> None:
     table = Table(DATA[0])
     posterior = table.log_p.detach().softmax(0)
-    limit = summed([table.gradients((posterior * table.log_q).sum())], list(PHI))
+    limit = summed([table.gradients((posterior * table.log_q).sum())], PHI)
     distances = []
     for count in (2, 4, 6):
-        found = mean(am.ReweightedWakeSleep(count), 1, list(PHI)) if count < 6 else None
+        found = mean(am.ReweightedWakeSleep(count), 1, PHI) if count < 6 else None
         if found is None:
             by_hand = table.over_tuples(6, lambda p, q: (normalized(p, q) * q).sum(0))
-            found = summed([by_hand], list(PHI))
+            found = summed([by_hand], PHI)
         gap = torch.stack([one - other for one, other in zip(found, limit, strict=True)])
         distances.append(float(gap.norm()) * count)
     assert distances[0] == pytest.approx(distances[2], rel=0.4)
@@ -143,7 +125,7 @@ def test_wake_phi_tends_to_the_forward_divergence_like_one_over_k() -> None:
 def test_data_points_do_not_share_weights() -> None:
     """A mutant that normalizes over the minibatch gives another gradient."""
     pairs = [Table(x) for x in DATA[:2]]
-    found = mean(am.ReweightedWakeSleep(2), 2, list(PHI))
+    found = mean(am.ReweightedWakeSleep(2), 2, PHI)
     shared: dict[str, Tensor] | None = None
     for first in product(range(4), repeat=2):
         for second in product(range(4), repeat=2):
@@ -157,7 +139,7 @@ def test_data_points_do_not_share_weights() -> None:
                 grads = table.gradients(value)
                 shared = grads if shared is None else {n: shared[n] + grads[n] for n in grads}
     assert shared is not None
-    assert not close(found, summed([shared], list(PHI)), 1e-3)
+    assert not close(found, summed([shared], PHI), 1e-3)
 
 
 def test_one_interval_is_the_elbo() -> None:
@@ -269,32 +251,13 @@ def test_a_global_latent_is_weighed_over_the_whole_and_not_over_minibatches() ->
 
 
 def test_reparameterized_values_are_constants_too() -> None:
-    """Against both losses written out on the same draws."""
+    """Against both losses written out, with constant weights, on the same draws."""
 
-    def p() -> None:
-        with pyro.plate("data", 2):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
-            pyro.sample("x", dist.Normal(z * weight("w", 0.7), 1.0), obs=DATA)
+    def written(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return -(normalized(log_p, log_q) * (log_p + log_q)).sum()
 
-    def q() -> None:
-        with pyro.plate("data", 2):
-            pyro.sample("z", dist.Normal(weight("a", 0.4) * DATA, weight("s", 0.8)))
-
-    loss = am.VariationalLoss(am.ReweightedWakeSleep(4))
-    loss.warm_up(p, q, ())
-    pyro.set_rng_seed(1)
-    value = loss.differentiable_loss(p, q)
-    pyro.set_rng_seed(1)
-    w, a, s = (pyro.param(name) for name in "was")
-    law = dist.Normal(a * DATA, s)
-    with torch.no_grad():
-        z = law.sample(torch.Size([4]))
-    log_p = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z * w, 1.0).log_prob(DATA)
-    weights = normalized(log_p, law.log_prob(z))
-    by_hand = -(weights * (log_p + law.log_prob(z))).sum()
-    for one, other in zip(
-        *(torch.autograd.grad(v, [w, a, s]) for v in (value, by_hand)), strict=True
-    ):
+    _, *gradients = normals_by_hand(am.ReweightedWakeSleep(4), written, constant=True)
+    for one, other in gradients:
         assert torch.allclose(one, other, rtol=1e-11)
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-import amortized as am
-from amortized.programs.records import Layout, Run, Term
+from amortized.programs.records import Layout, Term
 from amortized.surrogate.totals import expectation, total
-from tests.surrogate.pieces import bit, bonus
+from tests.surrogate.pieces import weighted_run
 
 pytestmark = pytest.mark.float64
 
@@ -29,16 +28,6 @@ def test_total_sums_plates_and_averages_particles() -> None:
 def test_a_plate_as_long_as_the_particles_is_no_particle() -> None:
     layout = Layout(nesting=1, num_particles=2)
     assert total([term([1.0, 2.0])], layout).item() == 3.0
-
-
-def weighted_run() -> Run:
-    def model() -> None:
-        z = bit("z", 0.5)
-        bonus("value", 10.0 * z)
-        bonus("constant", 5.0)
-
-    loss = am.VariationalLoss(am.ELBO(num_particles=3), "enumerate")
-    return loss.estimate(model, lambda: bit("z", 0.3), (), {}).run
 
 
 def test_the_expectation_of_a_term_uses_the_copies_weights() -> None:

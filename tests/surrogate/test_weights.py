@@ -200,8 +200,19 @@ def test_a_prior_that_several_sites_share_is_not_split() -> None:
         for name in ("u", "v"):
             pyro.sample(name, dist.Normal(weight("a", 0.1), 1.0))
 
-    for given in ({"free_bits": 0.1}, {"beta": {"u": 2.0}}):
-        loss = am.VariationalLoss(am.ELBO(**given))  # type: ignore[arg-type]
+    def rising(step: Tensor) -> Tensor:
+        return step + 1
+
+    refused: list[dict[str, Any]] = [
+        {"free_bits": 0.1},
+        {"free_bits": {"v*": 0.1}},
+        {"beta": {"u": 2.0}},
+        {"beta": {"u*": 2.0}},
+        {"beta": {"v*": 2.0, "*": 3.0}},
+        {"beta": {"u*": rising, "v*": lambda step: rising(step)}},
+    ]
+    for given in refused:
         with pytest.raises(am.UsageError, match=r"sites 'u' and 'v' is one sum over 'c'"):
-            loss.warm_up(p, q, ())
-    am.VariationalLoss(am.ELBO(beta=2.0)).warm_up(p, q, ())
+            am.VariationalLoss(am.ELBO(**given)).warm_up(p, q, ())
+    for alike in (2.0, {"u*": 2, "v": 2.0}, {"[uv]": rising}):
+        am.VariationalLoss(am.ELBO(beta=alike)).warm_up(p, q, ())

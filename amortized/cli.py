@@ -26,12 +26,18 @@ from amortized.errors import (
     ProgramError,
     UsageError,
 )
-from amortized.fit.arguments import LAST_SEED
-from amortized.fit.command import Request, Source, run
+from amortized.fit.command import (
+    Options,
+    Particles,
+    ProgramFile,
+    Request,
+    Seed,
+    Traceback,
+    run,
+    source_of,
+)
 from amortized.fit.data import first_batch
-from amortized.fit.files import pairs
 from amortized.fit.program_data import data_findings
-from amortized.objectives.base import Objective
 from amortized.objectives.choice import objective_of
 
 app = typer.Typer(
@@ -70,15 +76,10 @@ _EXIT_CODES = (
 )
 
 
-_SET = Annotated[
-    list[str] | None, typer.Option("--set", help="name=value, an option of the program.")
-]
 _ESTIMATOR = Annotated[
     list[str] | None,
     typer.Option(help="site=name, e.g. 'c=score_function'; the site may be a glob."),
 ]
-_TRACEBACK = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
-_SEED = Annotated[int, typer.Option(help="Seed of everything random.")]
 _OBJECTIVE = Annotated[
     str,
     typer.Option(
@@ -86,10 +87,6 @@ _OBJECTIVE = Annotated[
         "'renyi:alpha=0.5'."
     ),
 ]
-_PARTICLES = Annotated[
-    int | None, typer.Option(help="Draws from the guide a step: 1, or 5 for other bounds.")
-]
-_PROGRAM = Annotated[Path, typer.Argument(help="A file that defines program(**options).")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -113,8 +110,8 @@ def _root(
 
 @app.command()
 def fit(
-    program: _PROGRAM,
-    options: _SET = None,
+    program: ProgramFile,
+    options: Options = None,
     estimator: _ESTIMATOR = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for metrics, figures and checkpoints.")
@@ -131,9 +128,9 @@ def fit(
         bool, typer.Option("--overwrite", help="Start again in a folder that holds a run.")
     ] = False,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
-    seed: _SEED = 0,
+    seed: Seed = 0,
     objective: _OBJECTIVE = "elbo",
-    num_particles: _PARTICLES = None,
+    num_particles: Particles = None,
     kl: Annotated[str, typer.Option(help="sample, or analytic where it is known.")] = "sample",
     kl_warmup: Annotated[
         int | None, typer.Option(help="Epochs over which the KL's weight grows from 0 to 1.")
@@ -156,11 +153,11 @@ def fit(
         bool, typer.Option("--detect-anomaly", help="Name the site of a NaN gradient (slow).")
     ] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress line.")] = True,
-    traceback: _TRACEBACK = False,
+    traceback: Traceback = False,
 ) -> None:
     """Fit a program, print the test ELBO and the evidence bound, write figures to --out."""
     bound = objective_of(objective, num_particles, _kl(kl))
-    source = _source(program, options, estimator, objective=bound, seed=seed)
+    source = source_of(program, options, estimator, objective=bound, seed=seed)
     training = {
         "max_epochs": epochs,
         "max_steps": max_steps,
@@ -189,22 +186,22 @@ def fit(
 
 @app.command()
 def check(
-    program: _PROGRAM,
-    options: _SET = None,
+    program: ProgramFile,
+    options: Options = None,
     estimator: _ESTIMATOR = None,
     *,
     batch_size: Annotated[int, typer.Option(help="Data points of the batch to check.")] = 128,
-    seed: _SEED = 0,
+    seed: Seed = 0,
     objective: _OBJECTIVE = "elbo",
-    num_particles: _PARTICLES = None,
+    num_particles: Particles = None,
     kl: Annotated[str, typer.Option(help="sample, or analytic where it is known.")] = "sample",
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-    traceback: _TRACEBACK = False,
+    traceback: Traceback = False,
 ) -> None:
     """Look for mistakes in a program and in its data, without training."""
     bound = objective_of(objective, num_particles, _kl(kl))
-    source = _source(program, options, estimator, objective=bound, seed=seed)
+    source = source_of(program, options, estimator, objective=bound, seed=seed)
     with source.opened() as built:
         batch = first_batch(built.train, batch_size)
         report = check_pair(built.model, built.guide, batch, loss=source.loss)
@@ -219,8 +216,8 @@ def check(
 
 @app.command()
 def compare(
-    program: _PROGRAM,
-    options: _SET = None,
+    program: ProgramFile,
+    options: Options = None,
     estimator: Annotated[
         list[str] | None,
         typer.Option(help="A candidate: 'c=disarm', 'c=disarm, z=pathwise' or 'name: c=disarm'."),
@@ -247,13 +244,13 @@ def compare(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Data points a batch.")] = 128,
     objective: _OBJECTIVE = "elbo",
-    num_particles: _PARTICLES = None,
+    num_particles: Particles = None,
     kl: Annotated[str, typer.Option(help="sample, or analytic where it is known.")] = "sample",
     seed: Annotated[int, typer.Option(help="Of everything random; with --train the first.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Write an HTML file.")] = None,
     format: Annotated[str, typer.Option(help="text, markdown, latex, html, csv or json.")] = "text",
     progress: Annotated[bool, typer.Option(help="Show a line for each trial.")] = True,
-    traceback: _TRACEBACK = False,
+    traceback: Traceback = False,
 ) -> None:
     """Compare estimators: bias, variance and cost of their gradients, or whole trainings."""
     gradients = {"num_draws": num_draws, "warmup_steps": warmup_steps, "reference": reference}
@@ -261,7 +258,7 @@ def compare(
     training |= {"workers": workers, "folder": folder, "progress": progress}
     bound = objective_of(objective, num_particles, _kl(kl))
     request = comparing.Comparison(
-        source=_source(program, options, None, objective=bound, seed=seed),
+        source=source_of(program, options, None, objective=bound, seed=seed),
         candidates=estimator or [],
         report=report,
         format=format,
@@ -340,26 +337,6 @@ def _fail(message: str, code: int, table: str = "") -> None:
     if table:
         print(f"\n{table}", file=sys.stderr)
     sys.exit(code)
-
-
-def _source(
-    path: Path,
-    options: list[str] | None,
-    estimator: list[str] | None,
-    *,
-    objective: Objective,
-    seed: int,
-) -> Source:
-    if not 0 <= seed <= LAST_SEED:
-        raise UsageError(f"--seed {seed}: expected a whole number from 0 to {LAST_SEED}")
-    return Source(
-        path=path,
-        options=pairs("--set", options or ()),
-        estimators=pairs("--estimator", estimator or ()),
-        objective=objective,
-        batch_size=None,
-        seed=seed,
-    )
 
 
 def _kl(text: str) -> Literal["sample", "analytic"]:

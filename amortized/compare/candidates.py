@@ -26,6 +26,17 @@ CandidateSpec = VariationalLoss | PyroELBO | Mapping[str, Spec] | Spec | None
 """What the caller gives: a loss, a mapping of estimators, or one estimator for all sites."""
 
 THE_ELBO: Final = "the ELBO"
+# what an evaluation of a candidate may fail with, so that others can go on
+FAILURES: Final = (
+    AmortizedError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    ArithmeticError,
+)
 # for the own parameters of estimators, in a warm-up
 _LEARNING_RATE = 1e-2
 
@@ -190,14 +201,7 @@ def naming(who: str) -> Iterator[None]:
         yield
     except AmortizedError as error:
         raise type(error)(f"{who}: {error}") from error
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        IndexError,
-        KeyError,
-        NotImplementedError,
-    ) as error:
+    except FAILURES as error:
         text = " ".join(str(error).split())[:300]
         raise EstimatorError(
             f"{who}: its gradient cannot be computed here "

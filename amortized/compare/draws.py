@@ -20,6 +20,8 @@ from amortized.compare.recording import NotRecordedError, Recording, recorded
 
 # elements of all intermediate results of the draws that run at once
 _AT_ONCE = 2**23
+# fewer draws than these are not worth what running them together costs
+_FEW = 4
 _ONE_BY_ONE = 64
 _AUDITS = 3
 
@@ -31,14 +33,21 @@ class Sampler:
     Args:
         gradient: one evaluation, shape ``[P]``, from torch's generator.
         programs: whose other generators must not move.
+        audits: how often the recording is compared with the programs.
 
     Attributes:
         reason: why draws are evaluated one by one; empty: they are not.
         recording: of one evaluation; None where there is a reason.
     """
 
-    def __init__(self, gradient: Callable[[], Tensor], programs: tuple[Any, ...] = ()) -> None:
-        self.gradient, self.programs = gradient, programs
+    def __init__(
+        self,
+        gradient: Callable[[], Tensor],
+        programs: tuple[Any, ...] = (),
+        *,
+        audits: int = _AUDITS,
+    ) -> None:
+        self.gradient, self.programs, self.audits = gradient, programs, audits
         self.reason = ""
         self.recording: Recording | None = None
         self._at_once = 1
@@ -52,6 +61,8 @@ class Sampler:
         while count > 0:
             if self.recording is None:
                 found = torch.stack([self.gradient() for _ in range(min(_ONE_BY_ONE, count))])
+            elif self._at_once < _FEW:
+                found = self.recording(torch.zeros(()))[None]
             else:
                 found = self._together(self.recording, min(self._at_once, count))
             count -= len(found)
@@ -75,9 +86,10 @@ class Sampler:
             raise NotRecordedError("the programs draw from generators of their own")
         try:
             recording = recorded(self.gradient)
-            for _ in range(_AUDITS):
+            for _ in range(self.audits):
                 self._audit(recording)
-            if self._together(recording, 2).shape != (2, recording(torch.zeros(())).numel()):
+            self._at_once = max(1, _AT_ONCE // max(1, recording.elements))
+            if self._at_once >= _FEW and len(self._together(recording, 2)) != 2:
                 raise NotRecordedError("torch cannot run them together")
         except NotRecordedError:
             raise
@@ -86,7 +98,6 @@ class Sampler:
             raise NotRecordedError(reason) from error
         if outside_states(*self.programs) != before:
             raise NotRecordedError("the programs draw from a generator of Python or numpy")
-        self._at_once = max(1, _AT_ONCE // max(1, recording.elements))
         return recording
 
     def _audit(self, recording: Recording) -> None:

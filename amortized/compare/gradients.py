@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -48,7 +47,9 @@ def compare_gradients(
         \text{work} = \text{variance} \times \text{seconds}
 
     Groups are the model's parameters, the guide's, for several sites those of the guide that enter
-    the law of one site only, and single parameters on request.
+    the law of one site only, and single parameters on request. The noise that the mean of
+    draws has itself, variance over ``num_draws``, is taken out of the squared norm in the SNR,
+    which is 0 where nothing is left: more draws tell small ratios apart.
 
     The reference is exact where enumeration of all finite sites leaves nothing to chance; else it
     is the mean of other draws, ten times as many, of the unbiased candidate with the least
@@ -193,7 +194,7 @@ def _row(
         declared_bias=measured.candidate.bias,
         variance=found.variance,
         variance_interval=(low, high),
-        snr=norm / math.sqrt(found.variance) if found.variance else math.inf,
+        snr=found.signal_to_noise,
         seconds=seconds,
         model_evaluations=measured.evaluations,
         peak_bytes=measured.peak_bytes,

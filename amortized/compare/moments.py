@@ -115,6 +115,20 @@ class GroupSums:
         """How many."""
         return len(self.mean)
 
+    @property
+    def signal_to_noise(self) -> float:
+        r"""The norm of the expectation over the standard deviation; infinite without a variance.
+
+        .. math:: \sqrt{\max(\lVert\bar g\rVert^2 / \operatorname{tr}\operatorname{Cov} g - 1/n, 0)}
+
+        The mean of :math:`n` draws has noise of its own, :math:`E\lVert\bar g\rVert^2 =
+        \lVert E g\rVert^2 + \operatorname{tr}\operatorname{Cov} g / n`, so without the last term
+        no ratio below :math:`1/\sqrt n` could be seen.
+        """
+        if self.variance == 0.0:
+            return math.inf
+        return math.sqrt(max(float(self.mean.square().sum()) / self.variance - 1 / self.count, 0.0))
+
     def _whitened(self) -> Tensor:
         """A row for each block with the covariance of one draw, shape ``[B, elements]``."""
         return self._away / self.sizes.sqrt()[:, None]

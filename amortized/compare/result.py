@@ -43,7 +43,8 @@ class GradientRow:
     variance_interval: Interval
     """95 %, bootstrap."""
     snr: float
-    """The norm of the mean gradient over the standard deviation; infinite without a variance."""
+    """The norm of the expected gradient over the standard deviation, without what the noise of
+    ``num_draws`` adds to the norm of their mean; infinite without a variance."""
     seconds: float
     """Of the processor, for one draw by the programs as they are written."""
     model_evaluations: int | None
@@ -189,7 +190,10 @@ _LEGEND = (
     ),
     ("verdict", "BIASED: too rare to be chance; declared: the estimator says so itself"),
     ("variance", "trace of the covariance of one draw, with a 95 % bootstrap interval"),
-    ("SNR", "norm of the mean over the standard deviation"),
+    (
+        "SNR",
+        "norm of the expected gradient over the standard deviation; the noise of |mean| is out",
+    ),
     ("ms", "processor milliseconds of one evaluation and backward pass"),
     ("evals", "evaluations of the model a draw and datum"),
     ("memory", "of all tensors that one draw holds at a time, at most"),

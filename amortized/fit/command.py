@@ -6,12 +6,13 @@ import math
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
+import typer
 from torch.utils.data import DataLoader
 
 from amortized.errors import (
@@ -21,10 +22,11 @@ from amortized.errors import (
     ProgramError,
     UsageError,
 )
+from amortized.fit.arguments import LAST_SEED
 from amortized.fit.callbacks import Callback, EarlyStopping, FitState
 from amortized.fit.data import first_batch
 from amortized.fit.figures import write_figures
-from amortized.fit.files import build, program_file
+from amortized.fit.files import build, pairs, program_file
 from amortized.fit.folder import METRICS, RunFolder, write_json
 from amortized.fit.history import History
 from amortized.fit.model_checkpoint import ModelCheckpoint
@@ -34,6 +36,16 @@ from amortized.fit.rng import seeded
 from amortized.fit.svi import SVI
 from amortized.loss import VariationalLoss
 from amortized.objectives.base import Objective
+
+ProgramFile = Annotated[Path, typer.Argument(help="A file that defines program(**options).")]
+Options = Annotated[
+    list[str] | None, typer.Option("--set", help="name=value, an option of the program.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Particles = Annotated[
+    int | None, typer.Option(help="Draws from the guide a step: 1, or 5 for other bounds.")
+]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,32 @@ class Source:
                 stack.enter_context(seeded(self.seed))
                 program = build(function, self.options)
             yield program
+
+
+def source_of(
+    path: Path,
+    options: Sequence[str] | None,
+    estimator: Sequence[str] | None = None,
+    *,
+    objective: Objective,
+    seed: int,
+    batch_size: int | None = None,
+) -> Source:
+    """From options of the command line, ``name=value`` each.
+
+    Raises:
+        UsageError: another form, or a seed out of range.
+    """
+    if not 0 <= seed <= LAST_SEED:
+        raise UsageError(f"--seed {seed}: expected a whole number from 0 to {LAST_SEED}")
+    return Source(
+        path=path,
+        options=pairs("--set", options or ()),
+        estimators=pairs("--estimator", estimator or ()),
+        objective=objective,
+        batch_size=batch_size,
+        seed=seed,
+    )
 
 
 @dataclass(frozen=True)

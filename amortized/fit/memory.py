@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, UntypedStorage
 
+from amortized.compare.memory import NewMemory
 from amortized.fit.data import batch_length, map_tensors
 from amortized.fit.rng import restore_torch, torch_state
 from amortized.programs.batches import leaves_of
@@ -58,7 +58,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 @final
-class Footprint(TorchDispatchMode):
+class Footprint(NewMemory):
     """Counts the bytes of every new tensor of a run: at least what the run holds at any time.
 
     >>> with Footprint() as footprint:
@@ -71,22 +71,9 @@ class Footprint(TorchDispatchMode):
         super().__init__()
         self.bytes = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch would import its compiler, in seconds, only to keep it out of this mode."""
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        given = leaves_of((args, dict(kwargs or {})))
-        result = func(*args, **(kwargs or {}))
-        known = {_storage(tensor) for tensor in given.values()}
-        for tensor in leaves_of((result,)).values():
-            storage = _storage(tensor)
-            if storage is not None and storage not in known:  # a view takes nothing
-                self.bytes += tensor.untyped_storage().nbytes()
-        return result
+    def add(self, storage: UntypedStorage) -> None:
+        """One more."""
+        self.bytes += storage.nbytes()
 
 
 @final
@@ -151,11 +138,6 @@ def split(batch: Any, rows: int | None) -> list[Any]:
 def _divisible(batch: Any) -> bool:
     lengths = {tensor.shape[0] for tensor in leaves_of(batch).values() if tensor.ndim}
     return len(lengths) == 1 and max(lengths) > 1
-
-
-def _storage(tensor: Tensor) -> int | None:
-    """The address of a tensor's memory; None for a sparse one, which has several."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
 
 
 def _available() -> int | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, final
 
-from amortized.compare.candidates import Pair
+from amortized.compare.candidates import FAILURES, Pair
 from amortized.compare.pilot.attempt import Clock, Setting, clock_of
 from amortized.compare.pilot.options import name_of
 from amortized.compare.pilot.outcome import Outcome
-from amortized.compare.pilot.search import FAILURES, searched
-from amortized.errors import UsageError
+from amortized.compare.pilot.search import searched
+from amortized.errors import AmortizedError, UsageError
 from amortized.estimators.choice import NAMES, estimator_of
 from amortized.fit.data import batch_length
 from amortized.fit.plan import Plan
@@ -31,6 +31,9 @@ _UNKNOWN: Final = (0, 1_000, 10_000, 100_000)
 # fewer steps are not captured, so they are timed as the programs run
 _CAPTURED: Final = 400
 _WARMUP_STEPS: Final = 25
+# At parameters that nobody has trained the gradient is so large that noise hardly counts, but it
+# soon falls: what is chosen there is chosen for a tenth of its square.
+_TO_COME: Final = 0.1
 
 
 @final
@@ -66,13 +69,23 @@ class Selecting:
         steps = marks[self.done - 1][1]
         place = f"before step {step + 1}"
         try:
-            outcome = self._measured(batch, steps, kl_weight)
+            outcome = self._measured(batch, step, steps, kl_weight)
         except FAILURES as error:
-            said = [f"{place}: estimators stay as they are: measuring them failed: {error}"]
+            who = "" if isinstance(error, AmortizedError) else f"{type(error).__name__}: "
+            said = [f"{place}: estimators stay as they are: measuring them failed: {who}{error}"]
         else:
             said = self._switched(outcome, batch, place)
+            if not step:
+                self._take_over(outcome)
         self.seconds = time.perf_counter() - began
         return said
+
+    def _take_over(self, outcome: Outcome, sites: Iterable[str] | None = None) -> None:
+        """What estimators learned in the pilot: of these sites, or of all."""
+        by_site = self.stepper.loss.estimators.by_site
+        for site in outcome.learned if sites is None else sites:
+            if site in outcome.learned:
+                by_site[escaped(site)].load_state_dict(outcome.learned[site].state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Does not choose again what was chosen; see `adopt` for the estimators."""
@@ -82,13 +95,13 @@ class Selecting:
         """Steps at which to choose, with the number of steps whose time each may take."""
         total = self.plan.steps
         if total is not None and total < _SHORT:
-            return [(_MOMENTS[0][0], total * sum(part for _, part in _MOMENTS))]
+            return [(_MOMENTS[0][0] * total, total * sum(part for _, part in _MOMENTS))]
         if total is not None:
             return [(share * total, part * total) for share, part in _MOMENTS]
         part, ends = _MOMENTS[0][1], _UNKNOWN[1:]
         return [(first, part * end) for first, end in zip(_UNKNOWN, ends, strict=False)]
 
-    def _measured(self, batch: Any, steps: float, kl_weight: float) -> Outcome:
+    def _measured(self, batch: Any, step: int, steps: float, kl_weight: float) -> Outcome:
         stepper, total = self.stepper, self.plan.steps
         batch = stepper.placed(batch)
         known = stepper.loss.estimators
@@ -104,7 +117,9 @@ class Selecting:
                 warmup_steps=_WARMUP_STEPS,
                 data=_sized(self.plan.data, batch),
                 kl_weight=kl_weight,
-                learned=known.by_name(),
+                # before the first step nothing is
+                learned=known.by_name() if step else {},
+                signal=1.0 if step else _TO_COME,
             )
             present = {site: name_of(recipe) for site, recipe in known.chosen().items()}
             return searched(setting, None, lambda seconds: seconds * steps, present=present)
@@ -118,7 +133,7 @@ class Selecting:
             several = any(len(of.admissible) > 1 for of in outcome.options.values())
             why = "the steps to come are too few to pay for it" if several else "there is no choice"
             return [f"{place}: no estimators were measured: {why}"]
-        count = sum(row.work is not None for row in outcome.rows)
+        count = sum(row.seconds is not None for row in outcome.rows)
         said = [f"{place}: {count} estimators were measured in {outcome.seconds:.2g} s"]
         why = {(row.site, row.candidate): row.why for row in outcome.rows}
         before, chosen = outcome.before, outcome.chosen
@@ -127,10 +142,8 @@ class Selecting:
             return said
         stepper.optimizer.forget(stepper.loss.estimators.switch(changed))
         stepper.warm_up(batch, again=True)
+        self._take_over(outcome, changed)
         for site in changed:
-            own = stepper.loss.estimators.by_site[escaped(site)]
-            if site in outcome.learned:
-                own.load_state_dict(outcome.learned[site].state_dict())
             name = chosen[site].name
             said.append(f"{place}: site {site!r}: {before[site]} -> {name}: {why[site, name]}")
         return said

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from amortized.compare import draws
 from amortized.compare.draws import Sampler
 
 pytestmark = pytest.mark.float64
@@ -56,7 +57,7 @@ def dropout() -> Tensor:
 def test_draws_together_have_the_moments_of_draws_one_by_one(law):
     sampler = Sampler(law)
     alone = Sampler(law)
-    alone._graph = None
+    alone.recording = None
     together = torch.cat([*sampler.chunks(4000)])
     single = torch.cat([*alone.chunks(2000)])
     assert together.shape == (4000, 3)
@@ -138,6 +139,29 @@ def test_chunks_keep_within_memory():
     sampler = Sampler(normal)
     sampler._at_once = 30
     assert [len(chunk) for chunk in sampler.chunks(70)] == [30, 30, 10]
+
+
+def test_where_few_draws_fit_into_memory_the_recording_runs_one_by_one(monkeypatch):
+    together = torch.cat([*Sampler(normal).chunks(4000)])
+    recorded = Sampler(normal).recording
+    assert recorded is not None
+    monkeypatch.setattr(draws, "_AT_ONCE", 3 * recorded.elements)
+    sampler = Sampler(normal)
+    assert sampler.recording is not None and sampler.reason == ""
+    monkeypatch.setattr(sampler, "gradient", None)  # the programs are not asked
+    chunks = [*sampler.chunks(2000)]
+    assert {len(chunk) for chunk in chunks} == {1}
+    single = torch.cat(chunks)
+    error = (together.var(0) / 4000 + single.var(0) / 2000).sqrt()
+    assert ((together.mean(0) - single.mean(0)).abs() < 4.5 * error).all()
+    assert len(single.unique(dim=0)) == 2000
+
+
+@pytest.mark.parametrize("audits", [1, 3])
+def test_a_recording_is_audited_as_often_as_asked(audits: int):
+    calls = []
+    Sampler(lambda: calls.append(1) or normal(), audits=audits)
+    assert len(calls) == 1 + audits
 
 
 def test_seconds_are_those_of_the_programs():

@@ -116,3 +116,21 @@ def test_quantiles_are_those_of_scipy():
     for freedom in (1.0, 2.7, 40.0):
         expected = chi2.isf(0.05, freedom)
         assert _chi_square_quantile(0.05, freedom) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.02, 0.5])
+def test_small_signals_are_told_from_the_noise_of_the_mean(ratio: float):
+    count, size, runs = 400, 2500, 10
+    torch.manual_seed(0)
+    columns = torch.arange(size)
+    # each element has this mean and a variance of one
+    draws = (torch.randn(count, size, dtype=torch.float64) + ratio for _ in range(runs))
+    found = [GroupSums(block_sums([part], count, [columns]), columns, 0) for part in draws]
+    squares = [part.signal_to_noise**2 for part in found]
+    if ratio:
+        # of a squared mean of normal variables
+        error = (2 / (size * count**2) + 4 * ratio**2 / (size * count)) ** 0.5 / runs**0.5
+        assert abs(sum(squares) / runs - ratio**2) < 4.5 * error
+    else:
+        assert max(squares) < 4.5 * (2 / size) ** 0.5 / count
+        assert min(squares) == 0.0

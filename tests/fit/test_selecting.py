@@ -104,6 +104,39 @@ def test_what_was_captured_before_a_switch_serves_no_longer(monkeypatch):
     same(*ends)
 
 
+def average_of(svi: am.SVI) -> torch.Tensor:
+    return next(svi.loss.estimators.by_name()["c"].buffers())
+
+
+def test_before_the_first_step_nothing_is_learned_and_steps_to_come_count(monkeypatch):
+    monkeypatch.setattr(selecting, "_MOMENTS", ((0.0, 0.1), (0.003, 0.1)))  # at step 6
+    settings = []
+
+    def search(setting, candidates, budget, present):
+        settings.append(setting)
+        kept = Option("moving_average", estimator_of("moving_average"))
+        row = Row("c", kept.name, "kept", "because", seconds=1.0, work=1.0)
+        module = estimator_of("moving_average")
+        after = {"c": module}
+        if len(settings) == 1:  # what the pilot has learned
+            found = setting.loss.with_estimators({"c": module})
+            found.warm_up(setting.pair.model, setting.pair.guide, setting.pair.batch)
+            after = {"c": found.estimators.by_name()["c"]}
+            for buffer in after["c"].buffers():
+                buffer.fill_(7)
+        return Outcome({}, {"c": kept}, {"c": kept.name}, [row], 0.5, learned=after)
+
+    monkeypatch.setattr(selecting, "searched", search)
+    svi, means = auto(compile="off"), []
+    look = Do(lambda state: means.append(float(average_of(svi))), 1)
+    fit(svi, look, Do(enough, 8))
+    first, second = settings
+    assert not first.learned and second.learned.keys() == {"c"}
+    assert (first.signal, second.signal) == (0.1, 1.0)
+    # one step later, nine tenths of it are left
+    assert means[0] == pytest.approx(6.3, abs=0.7)
+
+
 @pytest.mark.parametrize("scheduler", [None, EXPONENTIAL])
 def test_what_estimators_learn_comes_and_goes(monkeypatch, scheduler):
     monkeypatch.setattr(selecting, "_MOMENTS", ((0.0, 0.1), (0.001, 0.1), (0.002, 0.1)))

@@ -72,6 +72,8 @@ class Setting:
     kl_weight: float = 1.0
     learned: Mapping[str, Estimator] = field(default_factory=dict)
     """The estimators of a training that is under way, by the name of their site."""
+    signal: float = 1.0
+    """For which share of the present squared norm of the gradient mappings are compared."""
 
 
 @final
@@ -107,6 +109,7 @@ class Attempt:
     Attributes:
         loss: with the state that a warm-up left.
         noise: by group of parameters, of so many ``draws``, which took ``draw_seconds``.
+        eager: seconds of one gradient by the programs, all looks included.
         seconds: of one gradient.
         spread: half the 95 % interval of their logarithm.
         biased: whether any of its estimators says so of itself.
@@ -117,7 +120,7 @@ class Attempt:
         self.loss = setting.loss.with_estimators(mapping)
         self.noise: dict[str, GroupNoise] = {}
         self.draws, self.draw_seconds = 0, 0.0
-        self.seconds, self.spread = math.nan, 0.0
+        self.seconds, self.spread, self.eager = math.nan, 0.0, math.nan
         self._ratios: list[float] = []
         self._own: list[Tensor] = []
         self._sampler: Sampler | None = None
@@ -143,7 +146,7 @@ class Attempt:
         self._own = [p for p in loss.parameters() if p.requires_grad]
         if warm:
             self._learn()
-        self.gradient()
+        self.eager = self.once()
 
     def gradient(self) -> Tensor:
         """One draw, shape ``[P + Q]``: what estimators learn by comes last."""
@@ -160,12 +163,11 @@ class Attempt:
         Raises:
             NonFiniteError: a gradient that is not finite.
         """
+        sampler = self._recorded()
         with self._quiet():
-            if self._sampler is None:
-                self._sampler = self._sampled()
             began = self.setting.clock()
             columns = [group.columns for group in self.known.groups]
-            blocks = block_sums(self._sampler.chunks(count), count, columns)
+            blocks = block_sums(sampler.chunks(count), count, columns)
         if not bool(blocks.mean.isfinite().all()):
             raise NonFiniteError(
                 f"its gradient is NaN or infinite in some of {count} draws; expected finite ones"
@@ -196,12 +198,14 @@ class Attempt:
         """
         pair = [self] if beside is None else [self, beside]
         turns: list[list[float]] = []
+        for one in pair:
+            one._recorded()
         # how many turns there are depends on the machine, and what is drawn later must not
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with self._quiet(), torch.random.fork_rng(devices):
-            began = time.perf_counter()
+            began = self.setting.clock()
             while len(turns) < _MOST_TURNS:
-                late = time.perf_counter() - began > _LIMIT * len(pair)
+                late = self.setting.clock() - began > _LIMIT * len(pair)
                 if late and len(turns) >= _LEAST_TURNS:
                     break
                 turns.append([one.once() for one in pair])
@@ -220,12 +224,18 @@ class Attempt:
         self._step()
         return clock() - began + _BESIDE
 
-    def _sampled(self) -> Sampler:
-        sampler = Sampler(self.gradient, (self.setting.pair.model, self.setting.pair.guide))
-        if self.setting.captured and sampler.recording is not None:
-            step, zero = replayed(sampler.recording), torch.zeros(())
-            self._step = lambda: step(zero)
-        return sampler
+    def _recorded(self) -> Sampler:
+        """One recording, for draws and for times."""
+        if self._sampler is None:
+            programs = (self.setting.pair.model, self.setting.pair.guide)
+            with self._quiet():
+                # what training captures is audited once more
+                self._sampler = Sampler(self.gradient, programs, audits=1)
+            recording = self._sampler.recording
+            if self.setting.captured and recording is not None:
+                step, zero = replayed(recording), torch.zeros(())
+                self._step = lambda: step(zero)
+        return self._sampler
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:

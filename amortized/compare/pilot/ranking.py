@@ -44,9 +44,14 @@ class Work:
 
 @final
 class Signals:
-    """The squared norm of the mean gradient of each group, from the least noisy unbiased means."""
+    """The squared norm of the mean gradient of each group, from the least noisy unbiased means.
 
-    def __init__(self) -> None:
+    Args:
+        share: so much of it counts: below 1 for steps to come, when it is smaller.
+    """
+
+    def __init__(self, share: float = 1.0) -> None:
+        self.share = share
         self.means: dict[str, GroupNoise] = {}
         self._largest: dict[str, float] = {}
 
@@ -68,7 +73,7 @@ class Signals:
         found = []
         for group, noise in attempt.noise.items():
             reference = self.means[group]
-            signal = max(reference.signal, _TINY * self._largest[group])
+            signal = max(self.share * reference.signal, _TINY * self._largest[group])
             if signal > 0.0:
                 bias = 0.0 if reference is noise else self._bias(attempt, group)
                 parts = (noise.variance, *noise.interval)
@@ -77,6 +82,10 @@ class Signals:
             return 1.0, 1.0, 1.0
         value, low, high = (sum(column) / len(found) for column in zip(*found, strict=True))
         return value, low, high
+
+    def nearly_noiseless(self, attempt: Attempt) -> bool:
+        """Whether even a gradient without noise, in as many seconds, is not worth a change."""
+        return math.log(self.steps(attempt)[0]) <= _LEAST_GAIN
 
     def work(self, attempt: Attempt) -> Work:
         """Of a mapping that was measured."""

@@ -10,6 +10,7 @@ from typing import Final, final
 import torch
 
 from amortized.checks.isolation import isolated
+from amortized.compare.candidates import FAILURES
 from amortized.compare.groups import SIDES, Trained, trained
 from amortized.compare.pilot.attempt import Attempt, Setting
 from amortized.compare.pilot.options import Candidates, Option, options_at, refuse_candidates
@@ -30,6 +31,11 @@ _MOST_DRAWS: Final = 512
 _ONE: Final = 1.1
 # steps are so many times faster where they are captured, at least, so the budget is smaller
 _CAPTURED: Final = 2.0
+# Beyond so many copies of values a step takes several times as long, and so does measuring it:
+# that comes last, if there is time.
+_MANY: Final = 4
+# so many copies take at least as long to measure as one
+_SIDE_BY_SIDE: Final = 16
 # an interval up to so many times as large is worth showing
 _WIDE: Final = 100.0
 _SWEEPS: Final = 2
@@ -37,17 +43,6 @@ _SWEEPS: Final = 2
 _OF_AN_ATTEMPT: Final = 30
 # bytes of all intermediate results of one step, at most
 _MOST_BYTES: Final = 2**30
-# what a candidate may fail with, without ending the search
-FAILURES: Final = (
-    AmortizedError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    ArithmeticError,
-)
 
 
 def searched(
@@ -113,7 +108,7 @@ class _Search:
 
     def __init__(self, setting: Setting, known: Trained, outcome: Outcome, budget: Budget) -> None:
         self.setting, self.known, self.outcome = setting, known, outcome
-        self.signals = Signals()
+        self.signals = Signals(setting.signal)
         self._began = setting.clock()
         self._budget = budget if isinstance(budget, int | float) else math.inf
         self._of_a_step = None if isinstance(budget, int | float) else budget
@@ -178,7 +173,7 @@ class _Search:
             for site, option in self.outcome.chosen.items()
         )
         attempt.prepare(warm=False)
-        one = attempt.once()
+        one = attempt.eager
         if self._of_a_step is not None:
             self._budget = self._of_a_step(one / _CAPTURED if self.setting.captured else one)
         if not self._has_time(2 * _OF_AN_ATTEMPT * one):
@@ -203,9 +198,13 @@ class _Search:
         outcome = self.outcome
         now = {site: outcome.chosen[site] for site in sites}
         moves, tried = [now], [incumbent]
+        enough = self.signals.nearly_noiseless(incumbent)
         for move in self._moves(sites):
-            if self._has_time(self._longest):
-                attempt = self._attempt(move, incumbent)
+            if enough and self._growth(move)[1] >= 1:
+                why = "the estimator in use has hardly any noise, and this one evaluates no less"
+                self._fail(move, "not measured", why)
+            elif self._has_time(self._longest * max(1.0, self._growth(move)[1] / _SIDE_BY_SIDE)):
+                attempt = self._attempt(move, incumbent, tried)
                 if attempt is not None:
                     moves.append(move)
                     tried.append(attempt)
@@ -224,11 +223,15 @@ class _Search:
         return tried[place]
 
     def _moves(self, sites: Sequence[str]) -> list[dict[str, Option]]:
-        """Each estimator that serves all these sites, and that not all of them have."""
+        """Each estimator that serves all these sites, and that not all of them have.
+
+        The simplest comes first, those with many copies last.
+        """
         chosen, options = self.outcome.chosen, self.outcome.options
         served = [{o.name: o for o in options[site].admissible} for site in sites]
         names = [name for name in served[0] if all(name in others for others in served)]
         moves = [{site: of[name] for site, of in zip(sites, served, strict=True)} for name in names]
+        moves.sort(key=lambda move: self._growth(move)[0] > _MANY)
         return [m for m in moves if any(o.name != chosen[site].name for site, o in m.items())]
 
     def _note(self, row: Row) -> None:
@@ -242,8 +245,10 @@ class _Search:
         row = self._rows[site, name]
         self._rows[site, name] = replace(row, verdict=verdict, why=row.why if why is None else why)
 
-    def _attempt(self, move: Mapping[str, Option], incumbent: Attempt) -> Attempt | None:
-        """One candidate; what fails is recorded."""
+    def _attempt(
+        self, move: Mapping[str, Option], incumbent: Attempt, tried: Sequence[Attempt]
+    ) -> Attempt | None:
+        """One candidate; what fails is recorded, and what cannot win is not measured further."""
         began = self.setting.clock()
         try:
             attempt = Attempt(self.setting, self.known, self._recipes(move))
@@ -252,8 +257,22 @@ class _Search:
                 self._fail(move, "refused", why)
                 return None
             attempt.prepare(warm=any(option.learns for option in move.values()))
-            attempt.draw(_DRAWS)
+            longer = attempt.eager / incumbent.eager
+            spent = self.setting.clock() - began
+            if longer > 1 and not self._has_time(self._longest * longer - spent):
+                why = f"the budget ended before it: a step takes about {longer:.2g} times as long"
+                self._fail(move, "not measured", why)
+                return None
             attempt.take_time(incumbent)
+            works = (self.signals.work(one) for one in tried)
+            # an estimate without noise would have its seconds as work, and others have more
+            if min(works, key=_value).clearly_less(Work(attempt.seconds, attempt.spread)):
+                why = (
+                    f"a step of {1e3 * attempt.seconds:.3g} ms would be too long without any noise"
+                )
+                self._fail(move, "worse", why, attempt.seconds)
+                return None
+            attempt.draw(_DRAWS)
         except FAILURES as error:
             text = " ".join(str(error).split())[:300]
             who = "" if isinstance(error, AmortizedError) else f"{type(error).__name__}: "
@@ -263,22 +282,33 @@ class _Search:
         self._longest = max(self._longest, self.setting.clock() - began)
         return attempt
 
-    def _fail(self, move: Mapping[str, Option], verdict: Verdict, why: str) -> None:
+    def _fail(
+        self, move: Mapping[str, Option], verdict: Verdict, why: str, seconds: float | None = None
+    ) -> None:
         """Of one site it is said; of several at once each is still to be tried alone."""
         if len(move) == 1:
             for site, option in move.items():
-                self._mark(site, option.name, verdict, why)
+                row = self._rows[site, option.name]
+                if row.work is None:  # what was measured beside other mappings still stands
+                    row = replace(row, verdict=verdict, why=why, seconds=seconds)
+                self._rows[site, option.name] = row
 
     def _too_large(self, move: Mapping[str, Option], incumbent: Attempt) -> str:
         """Why a candidate is not even tried: the memory of its copies."""
-        size, copies = 4.0 * (incumbent.elements or 0), 1
-        for site, option in move.items():
-            of = self.outcome.options[site].site
-            copies *= option.recipe.copies(of)
-            size *= option.recipe.copies(of) / max(1, self.outcome.chosen[site].recipe.copies(of))
+        copies, growth = self._growth(move)
+        size = 4 * (incumbent.elements or 0) * growth
         if size <= _MOST_BYTES:
             return ""
         return f"it evaluates {copies} values, and a step would take about {size / 1e9:.1f} GB"
+
+    def _growth(self, move: Mapping[str, Option]) -> tuple[int, float]:
+        """How many copies of values a step evaluates, and how many times as many as before."""
+        copies, growth = 1, 1.0
+        for site, option in move.items():
+            of = self.outcome.options[site].site
+            copies *= option.recipe.copies(of)
+            growth *= option.recipe.copies(of) / max(1, self.outcome.chosen[site].recipe.copies(of))
+        return copies, growth
 
     def _refined(self, tried: Sequence[Attempt]) -> list[Work]:
         """Their work; with more draws as long as the best is not the one that would be taken."""
@@ -352,3 +382,7 @@ class _Search:
 
     def _spent(self) -> float:
         return self.setting.clock() - self._began
+
+
+def _value(work: Work) -> float:
+    return work.value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -15,17 +14,14 @@ from amortized.compare.selection.result import Selection
 from amortized.compare.selection.select import select_estimators
 from amortized.compare.tables import Format, plain
 from amortized.errors import UsageError
-from amortized.fit.command import Source
+from amortized.fit.command import Options, Particles, ProgramFile, Seed, Traceback, source_of
 from amortized.fit.data import first_batch
-from amortized.fit.files import pairs
 from amortized.objectives.choice import objective_of
 
 
 def select(
-    program: Annotated[Path, typer.Argument(help="A file that defines program(**options).")],
-    options: Annotated[
-        list[str] | None, typer.Option("--set", help="name=value, an option of the program.")
-    ] = None,
+    program: ProgramFile,
+    options: Options = None,
     candidate: Annotated[
         list[str] | None,
         typer.Option(help="name, or 'site=name'; the site may be a glob. Default: all that serve."),
@@ -37,28 +33,18 @@ def select(
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Data points of the batch.")] = 128,
     objective: Annotated[str, typer.Option(help="elbo, iwae or renyi.")] = "elbo",
-    num_particles: Annotated[
-        int | None, typer.Option(help="Draws from the guide a step: 1, or 5 for other bounds.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    num_particles: Particles = None,
+    seed: Seed = 0,
     format: Annotated[
         str, typer.Option(help="text, markdown, latex, html, csv or json: the table alone.")
     ] = "text",
-    traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where an error arose.")
-    ] = False,
+    traceback: Traceback = False,
 ) -> None:
     """Choose an estimator for every latent site by measuring, without training."""
     if format not in get_args(Format):
         raise UsageError(f"--format {format}: expected one of {', '.join(get_args(Format))}")
-    source = Source(
-        path=program,
-        options=pairs("--set", options or ()),
-        estimators={},
-        objective=objective_of(objective, num_particles, "sample"),
-        batch_size=batch_size,
-        seed=seed,
-    )
+    bound = objective_of(objective, num_particles, "sample")
+    source = source_of(program, options, objective=bound, seed=seed)
     wanted = candidates_of(candidate or ())
     with source.opened() as built:
         found = select_estimators(

@@ -106,7 +106,8 @@ def _cells(row: Row) -> list[str]:
     label = f"{row.candidate} (biased)" if row.bias else row.candidate
     start = [row.site, label, row.verdict]
     if row.variance is None or row.variance_interval is None:
-        return [*start, "-", "-", "-", "-", row.why]
+        alone = "-" if row.seconds is None else f"{1e3 * row.seconds:.3g}"
+        return [*start, "-", "-", alone, "-", row.why]
     low, high = row.variance_interval
     return [
         *start,

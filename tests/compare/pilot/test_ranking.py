@@ -34,6 +34,18 @@ def test_work_is_seconds_times_the_root_of_one_plus_noise_averaged_over_groups()
     assert signals.work(noisy).spread == pytest.approx(math.log(high / low) / 2)
 
 
+def test_for_steps_to_come_a_share_of_the_signal_counts():
+    exact, noisy = attempt(guide=noise(0.0, 2.0)), attempt(guide=noise(0.08, 0.0))
+    for share, steps in ((1.0, 1.02**0.5), (0.01, 3.0**0.5)):
+        signals = Signals(share)
+        for one in (noisy, exact):
+            signals.add(one)
+        assert signals.work(noisy).value == pytest.approx(steps)
+        assert signals.nearly_noiseless(exact)
+        # at most 5 % may be won
+        assert signals.nearly_noiseless(noisy) == (share == 1.0)
+
+
 def test_the_error_of_a_mean_is_no_signal():
     assert noise(10.0, 0.05, 1000).signal == pytest.approx(0.01)
     assert noise(10.0, 2.0, 1000).signal == pytest.approx(3.99)

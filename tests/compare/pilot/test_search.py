@@ -9,7 +9,6 @@ import torch
 import amortized as am
 from amortized.checks.isolation import isolated, seed_torch
 from amortized.compare.candidates import Pair
-from amortized.compare.pilot import attempt
 from amortized.compare.pilot.attempt import Setting
 from amortized.compare.pilot.search import searched
 from tests.compare import coin
@@ -70,9 +69,7 @@ def test_without_a_budget_all_stays_as_it_is():
     assert all(row.work is None for row in found.rows)
 
 
-def test_the_budget_ends_the_pilot_and_what_is_known_decides(monkeypatch: pytest.MonkeyPatch):
-    # as many turns on a busy machine as on another one
-    monkeypatch.setattr(attempt, "_LIMIT", math.inf)
+def test_the_budget_ends_the_pilot_and_what_is_known_decides():
     whole = look(coin_pair(), ["moving_average", "disarm", "leave_one_out", "arm"])
     assert all(row.work is not None for row in whole.rows)
     part = look(coin_pair(), ["moving_average", "disarm", "leave_one_out", "arm"], budget=0.14)
@@ -137,10 +134,79 @@ def test_a_program_that_asks_for_an_estimator_gets_it():
 
 
 def test_what_is_in_use_is_what_others_have_to_beat():
-    found = look(coin_pair(), ["leave_one_out", "enumerate"], present={"b": "enumerate"})
-    assert found.before == {"b": "enumerate"} and found.chosen["b"].name == "enumerate"
+    found = look(coin_pair(), ["score_function", "disarm"], present={"b": "disarm"})
+    assert found.before == {"b": "disarm"} and found.chosen["b"].name == "disarm"
     verdicts = {row.candidate: row.verdict for row in found.rows}
-    assert verdicts == {"leave_one_out": "worse", "enumerate": "kept"}
+    assert verdicts == {"score_function": "worse", "disarm": "kept"}
+
+
+def test_what_has_no_noise_is_not_compared_with_what_evaluates_as_much():
+    names = ["moving_average", "leave_one_out", "enumerate"]
+    found = look(coin_pair(), names, present={"b": "enumerate"})
+    rows = {row.candidate: row for row in found.rows}
+    # one copy in the place of two may take less time
+    assert rows["moving_average"].work is not None
+    assert rows["leave_one_out"].work is None
+    assert rows["leave_one_out"].why.endswith("hardly any noise, and this one evaluates no less")
+
+
+class Slow(am.DisARM):
+    """Moves a clock by a second at each evaluation."""
+
+    now = 0.0
+
+    def surrogate(self, draw, cost):
+        Slow.now += 1.0
+        return super().surrogate(draw, cost)
+
+    def __repr__(self) -> str:
+        return "Slow()"
+
+
+def slowly(budget: float):
+    """Ticks of a millisecond, and the seconds of `Slow`."""
+    ticks = itertools.count()
+    pair = coin_pair()
+    setting = Setting(
+        pair,
+        am.VariationalLoss(),
+        clock=lambda: Slow.now + 1e-3 * next(ticks),
+        captured=False,
+        warmup_steps=2,
+    )
+    with isolated(pair.model, pair.guide):
+        seed_torch(0)
+        found = searched(setting, ["leave_one_out", Slow(), "disarm"], budget)
+    return {row.candidate: row for row in found.rows}
+
+
+def test_a_step_longer_than_the_work_of_another_is_not_drawn_from():
+    slow = slowly(math.inf)["Slow()"]
+    assert (slow.verdict, slow.draws, slow.variance) == ("worse", 0, None)
+    assert slow.seconds == pytest.approx(1.0, rel=0.1)
+    assert slow.why == "a step of 1e+03 ms would be too long without any noise"
+
+
+def test_a_candidate_that_the_budget_does_not_last_for_leaves_it_to_others():
+    rows = slowly(20.0)
+    assert rows["Slow()"].verdict == "not measured" and rows["Slow()"].seconds is None
+    assert "a step takes about" in rows["Slow()"].why
+    assert rows["disarm"].work is not None
+
+
+def test_many_copies_are_measured_last():
+    def model() -> None:
+        c = pyro.sample("c", dist.Categorical(torch.ones(8)))
+        pyro.factor("f", torch.arange(8.0)[c])
+
+    def guide() -> None:
+        pyro.sample("c", dist.Categorical(logits=pyro.param("logits", torch.zeros(8))))
+
+    pair = Pair(model, guide, ())
+    names = ["moving_average", "enumerate", "leave_one_out"]
+    assert all(row.work is not None for row in look(pair, names).rows)
+    rows = {row.candidate: row for row in look(pair, names, budget=0.12).rows}
+    assert rows["leave_one_out"].work is not None and rows["enumerate"].work is None
 
 
 def test_nothing_is_disturbed():

@@ -56,6 +56,7 @@ def test_json_has_the_options_too(call):
 def test_a_mistake_is_one_sentence(call):
     for options, match in (
         (["--format", "pdf"], "--format pdf: expected one of"),
+        (["--seed", "-1"], "--seed -1: expected a whole number from 0 to"),
         (["--candidate", "nobody"], "unknown estimator 'nobody'"),
         (["--objective", "tvo"], "takes samples as data"),
     ):

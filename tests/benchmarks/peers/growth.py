@@ -20,6 +20,17 @@ PARTICLES = (1, 10, 100, 1000)
 BATCH = (16, 64, 256, 1024, 4096)
 SITES = (1, 10, 30, 100, 200)
 PANELS = {"ms": "ms a step", "start_s": "s to start", "peak_mb": "peak MB"}
+LEAST = {"start_s": 0.01}
+"""What is less is shown as that: such a start is within the noise of the first steps."""
+STYLES = (
+    ("#0072B2", "o"),
+    ("#E69F00", "s"),
+    ("#009E73", "D"),
+    ("#D55E00", "^"),
+    ("#000000", "v"),
+    ("#CC79A7", "P"),
+)
+"""Colors that are told apart by all (Okabe and Ito), and markers."""
 
 
 def works() -> Iterator[tuple[str, int, Work]]:
@@ -64,10 +75,22 @@ def plots(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
         figure, panels = plt.subplots(1, len(PANELS), figsize=(12, 3.6), layout="constrained")
         about = [row for row in rows if row["axis"] == axis]
         for panel, (key, label) in zip(panels, PANELS.items(), strict=True):
-            for name in dict.fromkeys(row["contestant"] for row in about):
-                line = [(row["value"], row[key]) for row in about if row["contestant"] == name]
-                panel.plot(*zip(*line, strict=True), marker="o", markersize=3, label=name)
-            panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
+            least = LEAST.get(key, 0.0)
+            for name, (color, marker) in zip(
+                dict.fromkeys(row["contestant"] for row in about), STYLES, strict=False
+            ):
+                line = [
+                    (row["value"], max(least, row[key]))
+                    for row in about
+                    if row["contestant"] == name
+                ]
+                places, values = zip(*line, strict=True)
+                panel.plot(places, values, color=color, marker=marker, markersize=4, label=name)
+            panel.set(xscale="log", xlabel=axis, ylabel=label)
+            if key == "peak_mb":
+                panel.set_ylim(bottom=0)
+            else:
+                panel.set_yscale("log")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
         paths.append(folder / f"growth_{axis}.png")
         figure.savefig(paths[-1], dpi=120)

@@ -37,6 +37,7 @@ from amortized.fit.command import (
     source_of,
 )
 from amortized.fit.data import first_batch
+from amortized.fit.precision import precision_of
 from amortized.fit.program_data import data_findings
 from amortized.objectives.choice import objective_of
 
@@ -145,6 +146,9 @@ def fit(
         str, typer.Option(help="At a loss that is not finite: raise, skip or rollback.")
     ] = "raise",
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of the networks' layers: float32 or bf16-mixed.")
+    ] = "float32",
     trial: Annotated[
         bool, typer.Option("--fast-dev-run", help="One batch only, to see whether all works.")
     ] = False,
@@ -180,6 +184,7 @@ def fit(
             lr=lr,
             patience=patience,
             training=training,
+            precision=precision_of(precision),
         )
     )
 

@@ -244,6 +244,17 @@ def test_a_run_is_resumed_as_if_never_interrupted(capsys, program: str, tmp_path
     assert [r.rpartition(",")[0] for r in rows[0]] == [r.rpartition(",")[0] for r in rows[1]]
 
 
+def test_the_precision_of_layers(capsys, program: str, tmp_path: Path) -> None:
+    code, _, err = run(capsys, "fit", program, "--precision", "half")
+    assert code == 2 and "precision='half': expected one of float32, bf16-mixed" in err
+    into = ("fit", program, "--no-progress", "--out", str(tmp_path / "run"), "--epochs")
+    mixed = ("--precision", "bf16-mixed")
+    assert run(capsys, *into, "1", *mixed)[0] == 0
+    code, _, err = run(capsys, *into, "2", "--resume")
+    assert code == 2 and '"bf16-mixed", and now it is "float32"' in err
+    assert run(capsys, *into, "2", *mixed, "--resume")[0] == 0
+
+
 def test_nothing_to_resume_is_said(capsys, program: str, tmp_path: Path) -> None:
     code, _, err = run(capsys, "fit", program, "--out", str(tmp_path / "new"), "--resume")
     assert code == 2 and "no checkpoint to go on with; start without --resume" in err

@@ -15,7 +15,7 @@ from amortized.errors import UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_OF_SVI: Final = ("loss", "lr", "optimizer", "data_plate", "validate", "compile")
+_OF_SVI: Final = ("loss", "lr", "optimizer", "data_plate", "validate", "compile", "precision")
 # numpy's global generator takes no other
 LAST_SEED: Final = 2**32 - 1
 

@@ -30,6 +30,7 @@ from amortized.fit.files import build, pairs, program_file
 from amortized.fit.folder import METRICS, RunFolder, write_json
 from amortized.fit.history import History
 from amortized.fit.model_checkpoint import ModelCheckpoint
+from amortized.fit.precision import Precision
 from amortized.fit.program import Program
 from amortized.fit.program_data import refuse_culprit, refuse_image_shape, refuse_test, try_test
 from amortized.fit.rng import seeded
@@ -117,6 +118,7 @@ class Request:
     patience: int
     training: dict[str, Any]
     """Options that go to `SVI.fit` as they are."""
+    precision: Precision = "float32"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -131,6 +133,7 @@ class Request:
             "seed": source.seed,
             "lr": self.lr,
             "patience": self.patience,
+            "precision": self.precision,
             **plain,
         }
 
@@ -234,7 +237,8 @@ def _check_warnings_printed() -> Iterator[None]:
 
 def _run(request: Request, program: Program, folder: RunFolder | None) -> str | None:
     source = request.source
-    svi = SVI(program.model, program.guide, source.loss, lr=request.lr)
+    pair = program.model, program.guide
+    svi = SVI(*pair, source.loss, lr=request.lr, precision=request.precision)
     batch_size = _batch_size(program, source.batch_size)
     first = first_batch(program.train, batch_size)
     overwritten = folder if request.overwrite else None

@@ -43,6 +43,7 @@ def options_of(plan: Plan, stepper: Stepper) -> Options:
     options = {
         **plan.config,
         "data_plate": [plan.data.name, plan.data.size],
+        "precision": stepper.parameters.precision,
         "gradient_clip_val": plan.gradient_clip_val,
         "kl_weight": plan.kl_weight.weight,
         "n_epochs_kl_warmup": plan.kl_weight.warmup,

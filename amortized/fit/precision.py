@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from amortized.errors import UsageError
 
 Precision = Literal["float32", "bf16-mixed"]
-PRECISIONS: Final = ("float32", "bf16-mixed")
+PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bf16-mixed")
 
 # what layers of networks call, and densities do not
 _LAYERS: Final = frozenset(
@@ -36,14 +36,19 @@ def layers_in(precision: Precision) -> AbstractContextManager[Any]:
     return nullcontext() if precision == "float32" else MixedLayers()
 
 
-def refuse_no_precision(precision: str) -> None:
-    """Names the precisions that there are.
+def precision_of(name: str) -> Precision:
+    """A precision by its name.
 
     Raises:
-        UsageError: another one.
+        UsageError: there is no such precision.
+
+    >>> precision_of("bf16-mixed")
+    'bf16-mixed'
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
+    known: dict[str, Precision] = {precision: precision for precision in PRECISIONS}
+    if name not in known:
+        raise UsageError(f"precision={name!r}: expected one of {', '.join(PRECISIONS)}")
+    return known[name]
 
 
 @final

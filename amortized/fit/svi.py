@@ -30,7 +30,7 @@ from amortized.fit.loop import Loop
 from amortized.fit.optimizer import DEFAULT_LR, GroupedOptimizer, LearningRate, OptimizerFactory
 from amortized.fit.parameters import Bound
 from amortized.fit.plan import Plan, in_order, on_trial
-from amortized.fit.precision import Precision, refuse_no_precision
+from amortized.fit.precision import Precision, precision_of
 from amortized.fit.recovery import Policy
 from amortized.fit.resume import plate_and_choice, refuse_other_program
 from amortized.fit.rng import preserved_rng, seeded
@@ -105,7 +105,6 @@ class SVI:
         compile: Compile = "auto",
         precision: Precision = "float32",
     ) -> None:
-        refuse_no_precision(precision)
         mode = compile_of(compile, validate=validate)
         for name, program in (("model", model), ("guide", guide)):
             refuse_no_program(name, program)
@@ -125,7 +124,7 @@ class SVI:
             GroupedOptimizer(optimizer, lr),
             validate=validate,
             compile=mode,
-            precision=precision,
+            precision=precision_of(precision),
         )
         if device is not None:
             self._stepper.to(device_of(device))

@@ -41,7 +41,7 @@ def third(step: int) -> float:
 
 def run(folder: Any, resume: bool = False, epochs: int = 2, **options: Any) -> am.SVI:
     """A training by options of `SVI` and of `fit` alike."""
-    names = ("lr", "optimizer", "loss", "data_plate")
+    names = ("lr", "optimizer", "loss", "data_plate", "precision")
     svi = pair(**{name: options.pop(name) for name in names if name in options})
     more = options.pop("callbacks", [])
     saving = am.ModelCheckpoint(folder, "train_loss", keep_last=9)
@@ -52,6 +52,12 @@ def run(folder: Any, resume: bool = False, epochs: int = 2, **options: Any) -> a
 
 SAVED, GIVEN = "the saved one is used", "the given one is used"
 CHANGES = {
+    "precision": (
+        {"precision": "bf16-mixed"},
+        {"precision": "float32"},
+        "precision: saved 'bf16-mixed', given 'float32'",
+        GIVEN,
+    ),
     "lr": ({"lr": 0.01}, {"lr": 0.02}, "lr: saved 0.01, given 0.02", SAVED),
     "lr of a group": (
         {"lr": {"guide": 0.01}},

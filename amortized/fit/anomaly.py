@@ -33,17 +33,6 @@ def named_gradients(leaves: Sequence[Tensor], names: Mapping[int, str]) -> str:
     )
 
 
-def wanted(estimate: Estimate, leaves: Sequence[Tensor]) -> list[Tensor] | None:
-    """What a backward pass is to reach; None: everything.
-
-    Where an estimator has taken the slope of the cost in its values already, they are leaves of the
-    graph too, and nobody asks for their gradient again.
-    """
-    if not any(latent.estimator.differentiates_cost for latent in estimate.run.latents):
-        return None
-    return [leaf for leaf in leaves if leaf.requires_grad] or None
-
-
 def watched_backward(loss: Tensor, estimate: Estimate, leaves: Sequence[Tensor]) -> None:
     """A backward pass that names the first site whose gradient is not finite (slow).
 

@@ -20,7 +20,7 @@ from amortized.checks.report import Finding, Report
 from amortized.checks.sizes import size_finding
 from amortized.errors import CheckWarning, NonFiniteError, ProgramError
 from amortized.estimate import Estimate, LogWeights
-from amortized.fit.anomaly import named_gradients, wanted, watched_backward
+from amortized.fit.anomaly import named_gradients, watched_backward
 from amortized.fit.buffers import Copy, MovingBuffers, put_back
 from amortized.fit.compiled.capture import CaptureError, StepInputs, StepProgram
 from amortized.fit.compiled.evaluations import Evaluations
@@ -157,7 +157,8 @@ class Stepper:
                 if self.detect_anomaly:
                     watched_backward(loss, estimate, self.optimizer.leaves())
                 else:
-                    loss.backward(inputs=wanted(estimate, self.optimizer.leaves()))
+                    # without ``inputs=``, which reentrant checkpoints silently take for no gradient
+                    loss.backward()
             self.loss.learn(estimate)
         self._buffers.look(before)
         self._before_group = before if self._added == 0 else self._before_group

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 import amortized as am
 from amortized.errors import NonFiniteError
-from amortized.fit.anomaly import named_gradients, wanted, watched_backward
+from amortized.fit.anomaly import named_gradients, watched_backward
 from amortized.fit.callbacks import Callback
 from tests.fit import tiny
 from tests.fit.harness import BATCH, SIZE, Do, fit, in_order, pair
@@ -214,31 +214,3 @@ def test_a_training_without_trouble_says_nothing() -> None:
     watch = Do(seen.append, 1, 2, 3, 4, 5)
     history = fit(pair(), max_epochs=1, detect_anomaly=True, callbacks=[watch])
     assert len(seen) == 5 and history.notices == []
-
-
-@pytest.mark.parametrize(("estimator", "again"), [("rebar", False), ("straight_through", True)])
-def test_slopes_that_were_taken_are_not_taken_again(estimator: str, again: bool) -> None:
-    """The values of REBAR are leaves of the graph, whose gradient is in its surrogate already."""
-    logit = torch.zeros(3, requires_grad=True)
-    offset = torch.zeros(3, requires_grad=True)
-
-    def model() -> None:
-        with pyro.plate("data", 3):
-            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.3)))
-            pyro.sample("x", dist.Normal(z + offset, 1.0), obs=torch.ones(3))
-
-    def guide() -> None:
-        with pyro.plate("data", 3):
-            pyro.sample("z", dist.Bernoulli(logits=logit))
-
-    found = am.VariationalLoss(estimators=estimator).estimate(model, guide, (), {})
-    leaves = [logit, offset, torch.zeros(3)]
-    asked = wanted(found, leaves)
-    assert (asked is None) == again
-    expected = torch.autograd.grad(found.loss, leaves[:2], retain_graph=True)
-    found.loss.backward(inputs=asked)
-    (latent,) = found.run.latents
-    root = latent.draw.root
-    assert root is None or not root.is_leaf or root.grad is None
-    for leaf, gradient in zip(leaves, expected, strict=False):
-        assert leaf.grad is not None and torch.equal(leaf.grad, gradient)

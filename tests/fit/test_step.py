@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 import amortized as am
@@ -409,3 +410,46 @@ def test_a_distribution_that_cannot_draw_from_nan_is_named() -> None:
     message = r"step 2: site 'c' of the guide: a parameter of its Bernoulli is nan in 2 of 4"
     with pytest.raises(NonFiniteError, match=message):
         step.step(bad, NO_SIZE)
+
+
+class Checkpointed(nn.Module):
+    """Bits whose logits a checkpointed network gives."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.decoder = nn.Linear(3, 6)
+        self.reentrant = reentrant
+
+    def model(self, x: torch.Tensor) -> None:
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Bernoulli(logits=torch.zeros(3)).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(b)).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        pyro.module("encoder", self.encoder)
+        x = x.clone().requires_grad_()  # a reentrant checkpoint has no gradient without
+        if self.reentrant is None:
+            logits = self.encoder(x)
+        else:
+            logits = checkpoint(self.encoder, x, use_reentrant=self.reentrant)
+        with pyro.plate("data", len(x)):
+            pyro.sample("b", dist.Bernoulli(logits=logits).to_event(1))
+
+
+@pytest.mark.parametrize("estimator", ["disarm", "rebar", "relax", "muprop", "relaxed"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_in_a_guide_have_the_same_gradient(estimator: str, reentrant: bool) -> None:
+    def gradients(kind: bool | None) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        pair = Checkpointed(kind)
+        loss = am.VariationalLoss(estimators={"b": estimator})
+        svi = am.SVI(pair.model, pair.guide, loss, compile="off")
+        pyro.set_rng_seed(5)
+        svi.step((torch.rand(5, 6) < 0.5).float())
+        return [p.grad for p in pair.parameters() if p.grad is not None]
+
+    ours, plain = gradients(reentrant), gradients(None)
+    assert len(ours) == len(plain) == 6
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(ours, plain, strict=True))

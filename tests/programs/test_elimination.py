@@ -505,6 +505,26 @@ def test_a_mask_may_depend_on_a_summed_out_site(model: Program) -> None:
     assert found == pytest.approx(float(listed(model)), rel=1e-12)
 
 
+@pytest.mark.parametrize("kl", ["sample", "analytic"])
+def test_the_mask_of_a_latent_may_depend_on_one_too(kl: Any) -> None:
+    """Its law does not, so without the mask the prior would be no sum, and have a closed form."""
+
+    def model() -> None:
+        c = coin("c", 0.3)
+        with poutine.mask(mask=c.bool()):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.3), 1.0))
+        see("x", z + c, X[0, 0])
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(torch.tensor(0.2), 1.0))
+
+    run = run_of(model, guide, objective=am.ELBO(kl=kl))
+    assert run.kl_notes["z"] == "sampled: its prior is a sum over 'c' of the model"
+    found = sum(term.value for term in run.terms if term.in_model)
+    expected = listed(model, {"z": run.guide["z"].value})
+    assert torch.allclose(torch.as_tensor(found), expected, rtol=1e-12)
+
+
 def test_a_scale_that_depends_on_a_summed_out_site_is_refused() -> None:
     def model() -> None:
         c = coin("c", 0.3)

@@ -134,9 +134,7 @@ def _selection(outcome: Outcome, setting: Setting) -> Selection:
     ]
     learns = [f"{row.candidate} at {row.site!r}" for row in outcome.rows if _learns(row, outcome)]
     if learns:
-        about.append(
-            f"what {', '.join(learns)} learn was trained for {setting.warmup_steps} steps only"
-        )
+        about.append(f"what {', '.join(learns)} learned took {setting.warmup_steps} steps only")
     rows = sorted(outcome.rows, key=lambda row: _place(row, outcome))
     return Selection(
         estimators={site: option.recipe for site, option in chosen.items()},

@@ -18,6 +18,7 @@ from amortized.surrogate.costs import (
     order_cost,
     owed,
     per_datum,
+    refuse_entangled,
     scaled,
 )
 from amortized.surrogate.order import downstream, folding_order, leaks_of
@@ -116,12 +117,13 @@ def _averages(tree: Tree) -> list[Term]:
     latent = _latent_at(tree, tree.node)
     if latent.draw.axis is None:
         return found[0]
-    return [
-        replace(t, value=average(t.value, latent).detach())
-        if carries(t.value, latent.draw.axis)
-        else t
-        for t in _stack(found, latent)
-    ]
+    terms = []
+    for term in _stack(found, latent):
+        if carries(term.value, latent.draw.axis):
+            refuse_entangled(term, latent)
+            term = replace(term, value=average(term.value, latent).detach())
+        terms.append(term)
+    return terms
 
 
 def _fold_tree(tree: Tree, costs: list[tuple[LatentSite, Cost]], weights: Weights) -> list[Term]:

@@ -74,9 +74,8 @@ def fold(
     for term in terms:
         (dependent if carries(term.value, latent.draw.axis) else kept).append(term)
     for term in dependent:
+        refuse_entangled(term, latent)
         shared = term.plates & latent.plates
-        if shared != latent.plates and not latent.estimator.joint_copies:
-            raise ProgramError(_entangled(term, latent))
         value = average(_onto_plates(term.value, term.plates, shared), latent)
         kept.append(replace(term, value=value, plates=shared))
     return kept, _cost(dependent, latent, leaks, weighted)
@@ -173,6 +172,16 @@ def _onto_plates(value: Tensor, plates: Plates, target: Plates) -> Tensor:
     """Sum out the plates that the target lacks (dims kept, so that others stay aligned)."""
     dims = [dim for _, dim in plates - target if value.dim() >= -dim]
     return value.sum(dims, keepdim=True) if dims else value
+
+
+def refuse_entangled(term: Term, latent: LatentSite) -> None:
+    """Raise for a term that depends on the copies of all elements of a plate together.
+
+    Raises:
+        ProgramError: elements have copies side by side, and the term is not in their plate.
+    """
+    if not latent.plates <= term.plates and not latent.estimator.joint_copies:
+        raise ProgramError(_entangled(term, latent))
 
 
 def _entangled(term: Term, latent: LatentSite) -> str:

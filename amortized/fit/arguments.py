@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar, cast
 from amortized.errors import UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Choice = TypeVar("Choice", bound=str)
 
 _OF_SVI: Final = ("loss", "lr", "optimizer", "data_plate", "validate", "compile", "precision")
 # numpy's global generator takes no other
@@ -92,6 +93,21 @@ def refuse_no_number(name: str, value: Any, expected: str = "a number", *, of: s
     """
     if not isinstance(value, Real) or isinstance(value, bool):
         raise UsageError(f"{_said(name, value, of)}: expected {expected}")
+
+
+def one_of(name: str, value: Any, choices: Sequence[Choice]) -> Choice:
+    """The choice that was asked for.
+
+    Raises:
+        UsageError: it is none of them.
+
+    >>> one_of("kind", "b", ("a", "b"))
+    'b'
+    """
+    for choice in choices:
+        if isinstance(value, str) and value == choice:
+            return choice
+    raise UsageError(f"{name}={value!r}: expected one of {', '.join(choices)}")
 
 
 def refuse_uncallable(name: str, function: Callable[..., Any], given: str) -> None:

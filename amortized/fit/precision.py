@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from amortized.errors import UsageError
+from amortized.fit.arguments import one_of
 
 Precision = Literal["float32", "bf16-mixed"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bf16-mixed")
@@ -45,10 +45,7 @@ def precision_of(name: str) -> Precision:
     >>> precision_of("bf16-mixed")
     'bf16-mixed'
     """
-    known: dict[str, Precision] = {precision: precision for precision in PRECISIONS}
-    if name not in known:
-        raise UsageError(f"precision={name!r}: expected one of {', '.join(PRECISIONS)}")
-    return known[name]
+    return one_of("precision", name, PRECISIONS)
 
 
 @final

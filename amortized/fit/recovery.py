@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Final, Literal, final
 
-from amortized.errors import NonFiniteError, UsageError
-from amortized.fit.arguments import refuse_no_count
+from amortized.errors import NonFiniteError
+from amortized.fit.arguments import one_of, refuse_no_count
 from amortized.fit.schedule import LearningRateSchedule
 from amortized.fit.step import Stepper
 
 Policy = Literal["raise", "skip", "rollback"]
-POLICIES: Final = ("raise", "skip", "rollback")
+POLICIES: Final[tuple[Policy, ...]] = ("raise", "skip", "rollback")
 
 # Steps between two snapshots to roll back to; a shorter epoch has one at its start.
 _SNAPSHOT_EVERY: Final = 100
@@ -185,10 +185,9 @@ def recovery_of(
         UsageError: another name, or a limit below 1.
     """
     refuse_no_count("non_finite_limit", limit)
+    policy = one_of("non_finite", policy, POLICIES)
     if policy == "raise":
         return Raise()
     if policy == "skip":
         return Skip(limit)
-    if policy == "rollback":
-        return Rollback(limit, stepper, schedule)
-    raise UsageError(f"non_finite={policy!r}: expected one of {', '.join(POLICIES)}")
+    return Rollback(limit, stepper, schedule)

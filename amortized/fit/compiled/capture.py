@@ -259,13 +259,13 @@ class StepGraph:
         self, step: Callable[..., list[Tensor]], tensors: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
         """What a step gives, and where it leaves buffers and generators; everything is put back."""
-        with self.unnoticed():
+        with self._put_back():
             found = [value.detach().clone() for value in step(*tensors)]
             on_cpu, on_gpus = torch_state()
             return found + self.buffers.values(), torch.cat([on_cpu, *on_gpus])
 
     @contextmanager
-    def unnoticed(self) -> Iterator[None]:
+    def _put_back(self) -> Iterator[None]:
         """Around a run that leaves no trace in generators and buffers."""
         before = self.buffers.copies()
         with preserved_rng(), generators_kept(*self.program.programs):
@@ -303,7 +303,7 @@ class StepGraph:
         try:
             # one mode for all nodes: torch would make one for each, in half of the time
             shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-            with self.unnoticed(), self.program.around(True), tracing(shapes), _NoReads():
+            with self._put_back(), self.program.around(True), tracing(shapes), _NoReads():
                 captured = make_fx(self._traced)(*tensors)
         except CaptureError:
             raise

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from amortized.checks.isolation import torch_generators
 from amortized.errors import CheckWarning, UsageError
+from amortized.fit.arguments import one_of
 from amortized.fit.buffers import Copy, MovingBuffers
 from amortized.fit.compiled.audit import audit, is_due
 from amortized.fit.compiled.capture import (
@@ -52,10 +53,7 @@ def compile_of(asked: str, *, validate: bool) -> Compile:
     Raises:
         UsageError: there is no such mode, or checks were asked for too.
     """
-    modes: dict[str, Compile] = {mode: mode for mode in COMPILE}
-    found = modes.get(asked)
-    if found is None:
-        raise UsageError(f"compile={asked!r}: expected one of {', '.join(COMPILE)}")
+    found = one_of("compile", asked, COMPILE)
     if validate and found in ("graph", "inductor"):
         raise UsageError(
             f"validate=True with compile={asked!r}: Pyro's checks read values, which a captured "

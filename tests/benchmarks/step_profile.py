@@ -5,8 +5,8 @@
 The VAEs of the benchmark against peers, one thread. Parts of ``svi.step`` are timed by themselves,
 in turn, on the same batch: the captured step (replayed or compiled), Adam's kernel, and what is
 left, which is the harness. Below stand two floors: the products of the networks' layers, forward
-and backward, by torch's own calls on tensors of these shapes; and products, noise and Adam
-together. Medians in microseconds.
+and backward, by torch's own calls on tensors of these shapes; and the noise. Medians in
+microseconds.
 """
 
 from __future__ import annotations

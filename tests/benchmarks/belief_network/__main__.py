@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,7 @@ class Benchmark:
             seed, estimator = run
             self.train(estimator, seed, self.settings, self.folder.run(estimator, seed))
 
-        with ThreadPoolExecutor(self.options.jobs) as pool:
-            list(
-                pool.map(
-                    train, itertools.product(range(self.options.seeds), self.options.estimators)
-                )
-            )
+        self._each(train, itertools.product(range(self.options.seeds), self.options.estimators))
 
     def variances(self) -> None:
         """Each estimator's, at the checkpoint of one run."""
@@ -155,8 +150,16 @@ class Benchmark:
             shown = f"{found['variance']:.3g}" if "variance" in found else f"failed: {failure}"
             self.say(f"{estimator}: variance per element {shown}")
 
+        self._each(measure, self.options.estimators)
+
+    def _each(self, part: Callable[[Any], None], jobs: Iterable[Any]) -> None:
+        """As many at a time as was asked for; one at a time ends with this process."""
+        if self.options.jobs == 1:
+            for job in jobs:
+                part(job)
+            return
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            list(pool.map(measure, self.options.estimators))
+            list(pool.map(part, jobs))
 
     def half(self, estimator: str, seed: int) -> Path | None:
         """The checkpoint that a run saved halfway."""
@@ -172,7 +175,8 @@ def reference(estimators: Sequence[str]) -> str:
 
 def main() -> None:
     options = arguments()
-    # as with Ctrl-C the run under way ends with this process, and what is there is published
+    # as with Ctrl-C a lone run under way ends with this process, several are waited for, and what
+    # is there is published
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(width=150)
     settings = settings_of(options)

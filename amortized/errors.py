@@ -47,6 +47,18 @@ class CheckpointError(AmortizedError):
     """A checkpoint cannot be written, or a file cannot be loaded."""
 
 
+class WorkerError(AmortizedError):
+    """Another of the processes that train together failed, or cannot be reached any more.
+
+    Attributes:
+        told: whether that process has said why, so that it need not be said again.
+    """
+
+    def __init__(self, message: str, *, told: bool = False) -> None:
+        super().__init__(message)
+        self.told = told
+
+
 class CheckWarning(UserWarning):
     """What `check` found and what training can live with, though most likely it is a mistake."""
 

@@ -48,6 +48,20 @@ class MovingBuffers:
     def _numbers(self, keys: set[tuple[int, str]]) -> list[int]:
         return [i for i, (m, name) in enumerate(self._places) if (id(m), name) in keys]
 
+    def named(self) -> list[tuple[str, Tensor]]:
+        """All of them that are tensors, with the names that their modules have for them."""
+        found = ((name, module._buffers.get(name)) for module, name in self._places)
+        return [(name, buffer) for name, buffer in found if buffer is not None]
+
+    def moving(self) -> set[int] | None:
+        """The numbers of those that runs were seen to move; None: no run was seen."""
+        return set(self._numbers(self._moving)) if self._looked else None
+
+    def buffer(self, number: int) -> Tensor | None:
+        """What is there now."""
+        module, name = self._places[number]
+        return module._buffers.get(name)
+
     def copies(self) -> list[Copy]:
         """What they hold now; a value only of those that move, as others may be large."""
         found: list[Copy] = []

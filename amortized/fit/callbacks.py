@@ -21,6 +21,10 @@ from amortized.fit.history import History
 from amortized.fit.parameters import Parameters
 
 
+def _called(function: Callable[[], Any]) -> Any:
+    return function()
+
+
 @dataclass
 class FitState:
     """What a callback sees and may change.
@@ -43,7 +47,11 @@ class FitState:
     """Names this training, however often it is resumed or ``fit`` is called again."""
     resumed_from: Path | None = None
     save: Callable[[Path], Path] | None = None
-    """Writes a checkpoint below a folder and returns its path; in any hook."""
+    """Writes a checkpoint below a folder and returns its path; in any hook. Where processes train
+    together all must call it: the first one writes."""
+    once: Callable[[Callable[[], Any]], Any] = _called
+    """Calls a function and returns what it gives; of processes that train together the first one
+    calls it, for all, and all must ask for that."""
 
 
 VALIDATION: Final = ("val_loss", "val_elbo", "val_reconstruction", "val_kl")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast, final
 
 import torch
@@ -92,10 +92,17 @@ class TensorBatches(Batches):
     def epoch(self, generator: torch.Generator | None = None) -> Iterator[Any]:
         """Batches of ``batch_size``; the last may be shorter and is never dropped."""
         size = cast(int, self.size)
-        order = None if generator is None else _permutation(size, generator)
-        for start in range(0, size, self.batch_size):
-            stop = min(size, start + self.batch_size)
-            yield self._span(start, stop) if order is None else self._select(order[start:stop])
+        starts = range(0, size, self.batch_size)
+        parts = (slice(start, min(size, start + self.batch_size)) for start in starts)
+        return self.slices(parts, generator)
+
+    def slices(
+        self, parts: Iterable[slice], generator: torch.Generator | None = None
+    ) -> Iterator[Any]:
+        """These places in the order of a pass, and no other row is read."""
+        order = None if generator is None else _permutation(cast(int, self.size), generator)
+        for part in parts:
+            yield self._span(part.start, part.stop) if order is None else self._select(order[part])
 
     def rows_asked(self) -> int | None:
         """As given."""

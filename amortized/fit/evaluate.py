@@ -12,9 +12,11 @@ from amortized.errors import ProgramError, UsageError
 from amortized.estimate import LogWeights
 from amortized.fit.arguments import refuse_no_count
 from amortized.fit.data import Batches, batch_length
+from amortized.fit.distributed import current_group
 from amortized.fit.memory import Footprint, Parts, free_bytes, is_out_of_memory, recover, split
 from amortized.fit.particles import Particles
 from amortized.fit.rng import side_stream, torch_state
+from amortized.fit.shards import rows_in
 from amortized.fit.step import Stepper
 from amortized.fit.terms import Averager, Terms
 from amortized.loss import VariationalLoss
@@ -56,7 +58,7 @@ class Evaluation:
         self._plain = None if weighs else VariationalLoss(vectorize=stepper.loss.vectorize)
         self._averager = Averager()
         self._is_evidence = True
-        self._parts = Parts()
+        self._parts, self._group = Parts(), current_group()
         self._divide = self._ready = False
 
     def run(self, batches: Batches, *, divide: bool = False) -> dict[str, float]:
@@ -80,12 +82,12 @@ class Evaluation:
                     terms |= {f"log_evidence/{size}": bound for size, bound in named}
                 terms["ess"] = effective
             return {**terms, **about}
-        for batch in batches.epoch():
-            self._prepare(batch)
-            self._average(batch)
-        means = self._averager.means()
+        averager = Averager.of(
+            self._group.gathered(self._group.agreed(lambda: self._sums(batches)))
+        )
+        means = averager.means()
         terms = {name: means[name] for name in ("elbo", "reconstruction", "kl")}
-        return {**terms, **about, "per_datum": self._averager.per_datum}
+        return {**terms, **about, "per_datum": averager.per_datum}
 
     def _prepare(self, batch: Any) -> None:
         """Before the first run: lowers ``max_rows`` to what half of the free memory holds."""
@@ -116,15 +118,38 @@ class Evaluation:
 
     def _all_per_datum(self, batches: Batches) -> list[float] | None:
         """Means over the data of `Particles.means`; None if one batch has no such numbers."""
+        own = self._group.agreed(lambda: self._sums_per_datum(batches))
+        told = self._group.gathered((own, self._is_evidence))
+        self._is_evidence = all(is_evidence for _, is_evidence in told)
+        found = [part for part, _ in told if part is not None]
+        if len(found) < len(told):
+            return None
+        sums, size = found[0]
+        for more, count in found[1:]:
+            sums, size = sums + more, size + count
+        return (sums / size).tolist() if size else None
+
+    def _sums_per_datum(self, batches: Batches) -> tuple[Tensor, int] | None:
+        """Of this process's data: the sums, and their number."""
         sums, size = torch.zeros(3 + len(self.sizes), dtype=torch.float64), 0
         for batch in batches.epoch():
+            if not rows_in(batch):
+                continue
             self._prepare(batch)
             for means, _ in self._parts.of(batch, self._per_datum):
                 if means is None:
                     return None
                 sums += means.sum(1)
                 size += means.shape[1]
-        return (sums / size).tolist() if size else None
+        return sums, size
+
+    def _sums(self, batches: Batches) -> dict[str, Any]:
+        """Of this process's data, as the objective estimates them."""
+        for batch in batches.epoch():
+            if rows_in(batch):
+                self._prepare(batch)
+                self._average(batch)
+        return self._averager.on_cpu()
 
     def _per_datum(self, batch: Any) -> Tensor | None:
         """`Particles.means`, ``[*, B]``; None where a data point has no evidence of its own."""

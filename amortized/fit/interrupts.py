@@ -39,6 +39,9 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.shared = False
+        """Whether processes train together, and end when all know of a signal: `agreed`."""
+        self.agreed: int | None = None
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -63,8 +66,9 @@ class Interrupts:
         Raises:
             Interrupted: a signal has come.
         """
-        if self.received is not None:
-            raise Interrupted(self.received)
+        number = self.agreed if self.shared else self.received
+        if number is not None:
+            raise Interrupted(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         first = self.received

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, final
 
 from amortized.errors import AmortizedError, DataError, NonFiniteError
-from amortized.estimate import Estimate
 from amortized.fit import checkpoint
 from amortized.fit.callbacks import FitState, numbered
 from amortized.fit.collapse import collapse_notices
@@ -21,18 +20,19 @@ from amortized.fit.culprits import data_culprit, located
 from amortized.fit.data import batch_length, guarded
 from amortized.fit.history import History
 from amortized.fit.interrupts import Interrupted, Interrupts
+from amortized.fit.joint import Joint
 from amortized.fit.memory import Parts
 from amortized.fit.options import options_of, settled
 from amortized.fit.plan import Plan
-from amortized.fit.preflight import preflight
+from amortized.fit.preflight import check_pair, preflight
 from amortized.fit.progress import Reporter, reporter
 from amortized.fit.recovery import recovery_of
 from amortized.fit.resume import Moment, only_looking, resumed
-from amortized.fit.rng import fresh_seed, restore_rng, seeded
+from amortized.fit.rng import restore_rng, seeded
 from amortized.fit.selecting import Selecting
+from amortized.fit.shards import first_batch, rows_in, whole
 from amortized.fit.step import Stepper
-from amortized.fit.terms import Averager
-from amortized.fit.validation import Validation
+from amortized.fit.validation import validated
 
 
 @final
@@ -42,17 +42,19 @@ class Loop:
     def __init__(self, stepper: Stepper, plan: Plan) -> None:
         self.stepper, self.plan = stepper, plan
         self.history = History(plan.max_epochs)
+        self._interrupts = Interrupts()
+        self._joint = Joint(stepper, self._interrupts)
         self.state = FitState(
             stepper.parameters,
             self.history,
             steps_before=stepper.steps,
             training=stepper.parameters.training,
             save=self._save,
+            once=self._joint.once,
         )
         self._selecting = Selecting(stepper, plan)
         self._recovery = recovery_of(plan.non_finite, plan.non_finite_limit, stepper, plan.schedule)
         self._moment = Moment(self._recovery)
-        self._interrupts = Interrupts()
         self._named = numbered(plan.callbacks)
         self._parts = Parts()
         self._ready = False
@@ -61,15 +63,14 @@ class Loop:
 
     def run(self) -> History:
         """Trains to the end of the plan, to a callback's stop, or to a signal."""
-        self._moment.shuffle.manual_seed(fresh_seed())
-        self._moment.val_seed = fresh_seed()
+        shuffle, self._moment.val_seed = self._joint.seeds()
+        self._moment.shuffle.manual_seed(shuffle)
         self._resume()
         if self.plan.check and not self._checked:
-            self._checked = preflight(self.stepper, self.plan)
-        report = reporter(
-            self.plan.progress, self.plan.max_epochs, self.plan.steps, self.state.step
-        )
-        self.stepper.to_come = self._to_come()
+            self._checked = self._joint.agreed(lambda: preflight(self.stepper, self.plan))
+        progress = self.plan.progress and self._joint.group.writes
+        report = reporter(progress, self.plan.max_epochs, self.plan.steps, self.state.step)
+        self.stepper.to_come = self.plan.to_come(self.state.step)
         try:
             with self._interrupts, self._failures():
                 self._call("on_fit_start")
@@ -82,23 +83,22 @@ class Loop:
         finally:
             report.close(self.history)
             self.stepper.discard()
+            self._joint.close()
             self.stepper.to_come = None
             self.stepper.detect_anomaly = False
         return self.history
-
-    def _to_come(self) -> int | None:
-        """Batches of this call, where their number is known."""
-        steps = self.plan.steps
-        left = None if steps is None else steps - self.state.step
-        return None if left is None else left * self.plan.accumulate_grad_batches
 
     def _resume(self) -> None:
         """Puts everything where a checkpoint left it; callbacks follow when they have started."""
         if self.plan.resume_from is None:
             return
-        found, given = resumed(self.plan.resume_from, self.stepper, self.plan)
+        path = self.plan.resume_from
+        found = self._joint.once(lambda: checkpoint.read(path))
+        given = self._joint.agreed(lambda: resumed(found, self.stepper, self.plan))
         self.state.resumed_from = found.path
-        self._moment.load_state_dict(found.state["moment"], self.state, self.plan)
+        moment = found.state["moment"]
+        own = self._joint.own(moment.get("processes", ()), self.stepper.steps)
+        self._moment.load_state_dict({**moment, **own}, self.state, self.plan)
         self._selecting.load_state_dict(found.state.get("selection", {}))
         self._moment.last_saved = found.path
         self._moment.keep_callbacks(found.state)
@@ -133,6 +133,7 @@ class Loop:
             self.plan.schedule.after_epoch(metrics.get(watched, math.nan))
         report.epoch(self.history)
         self._tell("on_train_epoch_end")
+        self._joint.agree(state)
         self._interrupts.check()
 
     def _train(self, report: Reporter) -> None:
@@ -143,10 +144,10 @@ class Loop:
             state.batch += 1
             whole_group = state.batch % plan.accumulate_grad_batches == 0
             self._step(batch, apply=whole_group or state.batch == plan.train_batches)
-            report.batch(state.epoch, batch_length(batch), state.step)
+            report.batch(state.epoch, rows_in(batch), state.step)
             if state.whole:
                 self._interrupts.check()
-            if _reached(state.step, plan.max_steps):
+            if _reached(state.step, plan.max_steps) or self._joint.over:
                 return
         if self.stepper.pending:  # the last group of an epoch whose length nobody knew
             self._apply()
@@ -158,6 +159,7 @@ class Loop:
         if again:
             moment.rewind(plan.train, plan.val)
         batches = guarded(plan.train.epoch(moment.shuffle), f"epoch {state.epoch}, batch")
+        batches = self._joint.batches(batches)
         for _ in itertools.islice(batches, done):
             pass
         if again:
@@ -170,24 +172,29 @@ class Loop:
         """One batch, and an optimizer step if the group is complete."""
         state, plan = self.state, self.plan
         if not self._ready:
-            self._get_ready(batch)
+            self._joint.agreed(lambda: self._declare(batch))
+            self._get_ready()
         weight = plan.kl_weight(step=state.step, epochs=self._epochs_done())
         self._moment.weigh(weight)
         if self._selecting.due(state.step):
             self._select(batch, weight)
         state.whole = False
         try:
-            # in a group every data point counts the same
-            share = 1.0 if plan.accumulate_grad_batches == 1 else float(batch_length(batch))
-            with located(self._place, partial(self._culprit, batch)):
-                terms = self.stepper.accumulate(batch, plan.data, weight, share)
-            self._moment.averager.add(terms, batch_length(batch))
+            self._joint.attempt(batch, lambda: self._accumulate(batch, weight))
         except NonFiniteError as error:
             self._recover(error)
             apply = apply and self.stepper.pending
         if apply:
             self._apply()
-        state.whole = not self.stepper.pending
+        state.whole = apply or (self._joint.group.alone and not self.stepper.pending)
+
+    def _accumulate(self, batch: Any, weight: float) -> None:
+        plan, rows = self.plan, batch_length(batch)
+        # in a group, and among processes, every data point counts the same
+        lone = plan.accumulate_grad_batches == 1 and self._joint.group.alone
+        with located(self._place, partial(self._culprit, batch)):
+            terms = self.stepper.accumulate(batch, plan.data, weight, 1.0 if lone else float(rows))
+        self._joint.add(self._moment.averager, terms, rows)
 
     def _select(self, batch: Any, weight: float) -> None:
         """Other estimators, if they are better; that is not counted as training."""
@@ -206,13 +213,20 @@ class Loop:
 
         return data_culprit(self.stepper, batch, error, numbers)
 
-    def _get_ready(self, batch: Any) -> None:
-        """What must wait for a batch: checks, parameters that programs declare, the scheduler."""
+    def _declare(self, batch: Any) -> None:
+        """What must wait for a batch: checks, and parameters that programs declare."""
         plan = self.plan
+        if not self._joint.group.alone:
+            batch = first_batch(plan.train, batch, self._moment.order())
         if plan.check and not self._checked:
-            self.stepper.check(batch, plan.data)
+            check_pair(self.stepper, batch, plan.data)
         with located(self._place, partial(self._culprit, batch)):
             self.stepper.warm_up(batch)
+
+    def _get_ready(self) -> None:
+        """What must wait for parameters."""
+        plan = self.plan
+        self._joint.start()
         if plan.schedule is not None:
             plan.schedule.attach(self.stepper.optimizer.built)
         self._recovery.begin()
@@ -220,10 +234,12 @@ class Loop:
         self._ready = self._checked = True
 
     def _apply(self) -> None:
+        norm = None
         try:
-            norm = self.stepper.apply(self.plan.gradient_clip_val)
+            norm = self._joint.apply(self.plan.gradient_clip_val, self._moment.averager)
         except NonFiniteError as error:
             self._recover(error)
+        if norm is None:
             self.state.whole = True
             return
         self._moment.add_norm(norm)
@@ -255,44 +271,22 @@ class Loop:
     def _validate(self) -> dict[str, float]:
         plan, state = self.plan, self.state
         keys = ("loss", "elbo", "reconstruction", "kl")
-        val = plan.val
-        if val is None:
+        if plan.val is None:
             return {}
         if state.epoch % plan.check_val_every_n_epoch:
             return dict.fromkeys((f"val_{key}" for key in keys), math.nan)
-        averager, done = Averager(), 0
-        place = f"epoch {state.epoch}, validation batch"
-
-        def bad(estimate: Estimate) -> None:
-            self._bad_validation(f"{place} {done}", estimate)
-
-        validation = Validation(self.stepper, plan, state, self._parts, bad)
+        one_pass = partial(validated, self.stepper, plan, state, self._parts)
+        watched = {"check": self._interrupts.check, "last_good": self._last_good}
         # The same noise at every epoch: differences between epochs are then the parameters' alone,
         # and the training stream does not move.
-        with seeded(self._moment.val_seed):
-            for batch in itertools.islice(guarded(val.epoch(), place), plan.val_batches):
-                done += 1
-                self._interrupts.check()
-                numbers = partial(val.numbers, done)
-                blame = partial(data_culprit, self.stepper, batch, numbers=numbers)
-                with located(lambda: f"{place} {done}", blame):  # noqa: B023
-                    for terms, rows in validation.terms(batch):
-                        averager.add(terms, rows)
+        with seeded(self._joint.own_seed(self._moment.val_seed)):
+            averager = self._joint.agreed(partial(one_pass, **watched))
+        means = self._joint.merged(averager).means()
         self._tell("on_validation_epoch_end")
-        means = averager.means()
         return {f"val_{key}": means[key] for key in keys if key in means}
 
-    def _bad_validation(self, place: str, estimate: Estimate) -> None:
-        """Ends training, or leaves one notice an epoch."""
-        sentence = f"{place}: check the validation data: {estimate.non_finite_report()}"
-        if self.plan.non_finite == "raise":
-            raise NonFiniteError(f"{sentence}{self._last_good()}", estimate.site_table())
-        begin = f"epoch {self.state.epoch}, validation"
-        if not any(notice.startswith(begin) for notice in self.history.notices):
-            self.history.notices.append(sentence)
-
     def _record(self, validation: dict[str, float]) -> dict[str, float]:
-        moment, averager = self._moment, self._moment.averager
+        moment, averager = self._moment, self._joint.merged(self._moment.averager)
         means = averager.means()
         if means:
             renamed = {f"train_{k}": means.pop(k) for k in ("loss", "elbo") if k in means}
@@ -307,7 +301,7 @@ class Loop:
             **({"lr": next(iter(rates.values()))} if same else _prefixed("lr/", rates)),
             **({} if moment.always_one() else {"kl_weight": moment.kl_weight}),
             **self._recovery.counts,
-            "epoch_time": moment.elapsed,
+            "epoch_time": self._joint.group.first(moment.elapsed),
         }
         self.history.record(metrics)
         self.history.notices += collapse_notices(
@@ -319,15 +313,22 @@ class Loop:
         """Writes a checkpoint of this very moment."""
         if not self._moment.options:  # before the first batch: nothing has been declared
             with only_looking(self.plan.train):
-                self._get_ready(next(self.plan.train.epoch()))
-        path = checkpoint.write(
-            folder,
-            self._moment.state_dict(self.stepper, self.state, self.plan, self._selecting.done),
-            step=self.stepper.steps,
-            epoch=self.state.epoch,
-            metrics={} if self._moment.mid_epoch else _finite(self.history.last()),
-            config={**self._moment.options, "training": self.state.training},
-            parameters=self.stepper.parameters.tensors(),
+                self._declare(next(whole(self.plan.train).epoch()))
+                self._get_ready()
+        averagers = self._joint.gathered(self._moment.averager)
+        own = self._moment.own_state(self.plan, averagers[self._joint.group.rank])
+        state = self._moment.state_dict(self.stepper, self.state, self.plan, self._selecting.done)
+        state["moment"] |= self._joint.together(own, averagers)
+        path = self._joint.once(
+            lambda: checkpoint.write(
+                folder,
+                state,
+                step=self.stepper.steps,
+                epoch=self.state.epoch,
+                metrics={} if self._moment.mid_epoch else _finite(self.history.last()),
+                config={**self._moment.options, "training": self.state.training},
+                parameters=self.stepper.parameters.tensors(),
+            )
         )
         self._moment.last_saved = path
         return path
@@ -340,6 +341,7 @@ class Loop:
         except (KeyboardInterrupt, Interrupted) as interrupt:
             self._end(interrupt)
         except (Exception, SystemExit) as error:
+            self._joint.leave(self.state)
             if self._interrupts.received is not None and isinstance(error, DataError):
                 # a signal also ends the workers of a loader
                 self._end(Interrupted(self._interrupts.received))
@@ -350,8 +352,10 @@ class Loop:
 
     def _end(self, interrupt: BaseException) -> None:
         """Saves first, then counts the epoch that was cut short."""
+        if not isinstance(interrupt, Interrupted):
+            self._joint.leave(self.state)
         failures = self._after_error(interrupt)
-        if self._moment.mid_epoch and self._moment.averager.weight:
+        if self._moment.mid_epoch and self._joint.merged(self._moment.averager).weight:
             self._record({})
         self.history.stopped = "interrupted"
         if failures:  # what was learned is in memory, and not where it was to be saved

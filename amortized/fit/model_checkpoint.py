@@ -87,6 +87,10 @@ class ModelCheckpoint(Callback):
     def on_fit_start(self, state: FitState) -> None:
         """Makes the folder, and refuses one that belongs to another training."""
         self._best, self._saved_at, self._damaged = [], -1, set()
+        self._best, self._damaged = state.once(lambda: self._look(state))
+
+    def _look(self, state: FitState) -> tuple[list[tuple[float, str]], set[str]]:
+        """The best of what is in the folder, and what is damaged."""
         try:
             self.dirpath.mkdir(parents=True, exist_ok=True)
             probe = self.dirpath / ".tmp-probe"
@@ -103,7 +107,7 @@ class ModelCheckpoint(Callback):
         for path in reversed(listed(self.dirpath)):
             if path.name not in self._damaged:
                 self._take_over(path, state)
-        self._best = sorted(self._best)[: self.save_top_k]
+        return sorted(self._best)[: self.save_top_k], self._damaged
 
     def on_train_batch_end(self, state: FitState) -> None:
         """Saves every so many steps."""
@@ -155,8 +159,12 @@ class ModelCheckpoint(Callback):
         if score is not None:
             ranked = sorted([*self._best, (score, self.last_path.name)])
             self._best = ranked[: self.save_top_k]
+        state.once(self._prune)
+
+    def _prune(self) -> None:
         best = {self.dirpath / name for _, name in self._best}
-        prune(self.dirpath, {*self._newest(self.last_path), *best})
+        if self.last_path is not None:
+            prune(self.dirpath, {*self._newest(self.last_path), *best})
 
     def _newest(self, last: Path) -> list[Path]:
         """The newest good ones up to the last one written, and all after the first of them."""

@@ -116,6 +116,11 @@ class Plan:
             known.append(-(-batches // self.accumulate_grad_batches) * self.max_epochs)
         return min(known, default=None)
 
+    def to_come(self, step: int) -> int | None:
+        """Batches after so many steps, where their number is known."""
+        left = None if self.steps is None else self.steps - step
+        return None if left is None else left * self.accumulate_grad_batches
+
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same for a training to be resumed in the middle of an epoch."""

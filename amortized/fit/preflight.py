@@ -9,16 +9,18 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
+from amortized.checks.check import inspect_pair
 from amortized.checks.data import own_copy
 from amortized.checks.places import names_words
 from amortized.checks.report import Finding, Report
-from amortized.checks.sizes import lacks_data_plate, row_parameters
+from amortized.checks.sizes import lacks_data_plate, row_parameters, size_finding
 from amortized.errors import CheckWarning, DataError, ProgramError
 from amortized.fit.data import Batches, batch_length, peeked, structure_of
 from amortized.fit.plan import Plan
 from amortized.fit.rng import preserved_rng
 from amortized.fit.step import Stepper
 from amortized.programs.batches import leaves_of
+from amortized.programs.records import DataPlate
 
 _SHOWN = 3
 _AT_ONCE = 64
@@ -49,10 +51,10 @@ def preflight(stepper: Stepper, plan: Plan) -> bool:
             f"val: found {structure_of(val)} where train is {structure_of(first)}; the programs "
             "take the same arguments from both: pass validation data of the same structure"
         )
-    stepper.check(first, plan.data)
+    check_pair(stepper, first, plan.data)
 
     def report(batch: Any) -> Report:
-        return stepper.report(batch, plan.data)
+        return report_of(stepper, batch, plan.data)
 
     refuse(non_finite_finding(plan.train, batch_length(first), report))
     if plan.val is not None and val is not None:
@@ -64,10 +66,36 @@ def preflight(stepper: Stepper, plan: Plan) -> bool:
     return True
 
 
+def report_of(stepper: Stepper, batch: Any, data: DataPlate) -> Report:
+    """What the check finds in a pair and a batch; nothing moves."""
+    data = replace(data, rows=batch_length(batch))
+    with stepper.parameters.scope():
+        return inspect_pair(stepper.model, stepper.guide, batch, stepper.loss, data)
+
+
+def check_pair(stepper: Stepper, batch: Any, data: DataPlate) -> None:
+    """Looks for mistakes in a pair and a batch; warns of what training can live with.
+
+    Raises:
+        AmortizedError: of the kind of the first mistake, naming all of them.
+    """
+    report = report_of(stepper, batch, data)
+    report.raise_errors()
+    for finding in report.warnings:
+        warnings.warn(str(finding), CheckWarning, stacklevel=2)
+
+
+def other_size(stepper: Stepper, first: Any, second: Any, data: DataPlate) -> Finding | None:
+    """What the check finds on a second batch of another size."""
+    batches = stepper.placed(first), stepper.placed(second)
+    with stepper.parameters.scope():
+        return size_finding(stepper.model, stepper.guide, batches, stepper.loss, data)
+
+
 def _check_val(stepper: Stepper, plan: Plan, first: Any, val: Any) -> None:
     """Validation data of another shape or type, where the programs fail on them."""
     ours, theirs = kinds_of(first), kinds_of(val)
-    finding = None if ours == theirs else stepper.other_size(first, val, plan.data)
+    finding = None if ours == theirs else other_size(stepper, first, val, plan.data)
     if finding is not None:
         raise DataError(
             f"val: found {theirs} where train has {ours}, and with that {finding.found}; expected "
@@ -147,7 +175,7 @@ def _check_last_batch(stepper: Stepper, plan: Plan, first: Any) -> None:
     short = 0 if size is None else size % rows
     last = own_copy(peeked(plan.train, "train", short)) if short else None
     if last is not None:
-        finding = stepper.other_size(first, last, plan.data)
+        finding = other_size(stepper, first, last, plan.data)
         if finding is not None:
             raise ProgramError(str(finding)) from finding.error
 
@@ -160,7 +188,7 @@ def _check_row_parameters(stepper: Stepper, plan: Plan, first: Any) -> None:
     with stepper.parameters.scope():
         names = row_parameters(stepper.model, stepper.guide, stepper.placed(first), rows)
     fewer = own_copy(peeked(plan.train, "train", rows - 1))
-    if names and stepper.other_size(first, fewer, plan.data) is not None:
+    if names and other_size(stepper, first, fewer, plan.data) is not None:
         warnings.warn(
             f"parameter {names_words(names)} has a row for each of the {rows} rows of a batch, and "
             f"the programs fail on {rows - 1}: rows of other batches of the {size} would share it; "

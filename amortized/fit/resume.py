@@ -25,6 +25,7 @@ from amortized.fit.plan import Plan
 from amortized.fit.recovery import Recovery
 from amortized.fit.rng import preserved_rng, restore_rng, rng_state
 from amortized.fit.selecting import adopt, selection_of
+from amortized.fit.shards import whole
 from amortized.fit.step import Stepper
 from amortized.fit.terms import Averager
 from amortized.loss import VariationalLoss
@@ -218,6 +219,12 @@ class Moment:
             plan.schedule.load_state_dict(saved["schedule"])
         restore_rng(self.rng)
 
+    def own_state(self, plan: Plan, averager: Mapping[str, Any]) -> dict[str, Any]:
+        """What a process has for itself, of several that train together."""
+        loaders = {"train": _states(plan.train), "val": _states(plan.val)}
+        parts = {"start": self._start, "loaders": loaders, "averager": averager}
+        return {**parts, "rng": rng_state()}
+
     def keep_callbacks(self, saved: Mapping[str, Any]) -> None:
         """Keeps their state until they have started."""
         self._callbacks = dict(saved["callbacks"])
@@ -240,16 +247,15 @@ class Moment:
         return {name: callback.state_dict() for name, callback in numbered(callbacks)}
 
 
-def resumed(path: Path, stepper: Stepper, plan: Plan) -> tuple[Checkpoint, Options]:
-    """Reads a checkpoint and puts parameters, estimators and optimizer where it left them.
+def resumed(found: Checkpoint, stepper: Stepper, plan: Plan) -> Options:
+    """Puts parameters, estimators and optimizer where a checkpoint left them.
 
     Returns:
-        The checkpoint, and the options that were given, to be settled with its own.
+        The options that were given, to be settled with those of the checkpoint.
 
     Raises:
-        CheckpointError: no good checkpoint, another program, or other data.
+        CheckpointError: another program, or other data.
     """
-    found = checkpoint.read(path)
     if "moment" not in found.state:
         raise CheckpointError(
             f"{found.path} holds parameters, and no training to go on with: it was written by "
@@ -271,13 +277,13 @@ def resumed(path: Path, stepper: Stepper, plan: Plan) -> tuple[Checkpoint, Optio
             plan.schedule.attach(stepper.optimizer.built)
         given = options_of(plan, stepper)
         stepper.load_state_dict(found.state)
-    return found, given
+    return given
 
 
 def _declare_parameters(found: Checkpoint, stepper: Stepper, plan: Plan) -> None:
     """Runs the programs until they have declared what the file holds: branches may do so late."""
     saved = _parameters_of(found).keys()
-    for batch in itertools.islice(plan.train.epoch(), _LOOKS):
+    for batch in itertools.islice(whole(plan.train).epoch(), _LOOKS):
         stepper.warm_up(batch, again=True)
         missing = saved - stepper.parameters.tensors().keys()
         if not any(name.startswith(("store.", "loss.")) for name in missing):

@@ -15,9 +15,6 @@ import pyro
 import torch
 from torch import Tensor
 
-from amortized.checks.check import inspect_pair
-from amortized.checks.report import Finding, Report
-from amortized.checks.sizes import size_finding
 from amortized.errors import CheckWarning, NonFiniteError, ProgramError
 from amortized.estimate import Estimate, LogWeights
 from amortized.fit.anomaly import named_gradients, watched_backward
@@ -29,6 +26,7 @@ from amortized.fit.data import batch_length, map_tensors
 from amortized.fit.optimizer import GroupedOptimizer
 from amortized.fit.parameters import Parameters, evaluation_mode
 from amortized.fit.precision import Precision
+from amortized.fit.reduction import Part, Reduction
 from amortized.fit.rng import rewinding, side_stream
 from amortized.fit.terms import Terms, loss_of
 from amortized.loss import VariationalLoss
@@ -68,6 +66,8 @@ class Stepper:
         self._asked: torch.device | None = None
         self._first: Tensor | None = None
         self._added = 0.0
+        self.reduction: Reduction | None = None
+        """With the other processes, where there are any: then gradients are weighted with rows."""
         self._compiled: CompiledSteps | None = None
         self._known_of_steps: dict[str, Any] = {}
         self._norm: Tensor | None = None
@@ -78,7 +78,7 @@ class Stepper:
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles capture anew: a graph refers to these very parameters."""
         known = self._known_of_steps if self._compiled is None else self._compiled.state_dict()
-        return {**vars(self), "_compiled": None, "_known_of_steps": known}
+        return {**vars(self), "_compiled": None, "_known_of_steps": known, "reduction": None}
 
     def warm_up(self, batch: Any, *, again: bool = False) -> None:
         """Runs the pair once, so that every parameter exists; the global stream does not move."""
@@ -90,29 +90,6 @@ class Stepper:
             if self._asked is not None:  # what the programs have declared follows
                 self.parameters.to(self._asked)
         self._sync(batch)
-
-    def report(self, batch: Any, data: DataPlate) -> Report:
-        """What the check finds in the pair and a batch; nothing moves."""
-        data = replace(data, rows=batch_length(batch))
-        with self.parameters.scope():
-            return inspect_pair(self.model, self.guide, batch, self.loss, data)
-
-    def check(self, batch: Any, data: DataPlate) -> None:
-        """Looks for mistakes in the pair and a batch; warns of what training can live with.
-
-        Raises:
-            AmortizedError: of the kind of the first mistake, naming all of them.
-        """
-        report = self.report(batch, data)
-        report.raise_errors()
-        for finding in report.warnings:
-            warnings.warn(str(finding), CheckWarning, stacklevel=2)
-
-    def other_size(self, first: Any, second: Any, data: DataPlate) -> Finding | None:
-        """What the check finds on a second batch of another size."""
-        batches = self.placed(first), self.placed(second)
-        with self.parameters.scope():
-            return size_finding(self.model, self.guide, batches, self.loss, data)
 
     def accumulate(
         self, batch: Any, data: DataPlate, kl_weight: float = 1.0, weight: float = 1.0
@@ -208,9 +185,9 @@ class Stepper:
         """Ends training, or goes on eagerly: from the last state that was compared, if need be.
 
         Raises:
-            ProgramError: a graph was asked for.
+            ProgramError: a graph was asked for, or other processes would not go back too.
         """
-        if self.compile != "auto":
+        if self.compile != "auto" or (error.drifted and self.reduction is not None):
             when = "no longer serves" if error.drifted else "cannot be captured"
             raise ProgramError(
                 f"compile={self.compile!r}: the step {when}: {error}; use compile='off'"
@@ -261,6 +238,8 @@ class Stepper:
         Raises:
             NonFiniteError: the gradient is NaN or infinite; nothing has moved since the last step.
         """
+        if self.reduction is not None and not self._add_together(self.reduction):
+            return math.nan
         leaves, total = self.optimizer.leaves(), self._norm
         if total is None or self._added != 1.0:
             gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
@@ -279,6 +258,25 @@ class Stepper:
         self.optimizer.step()
         self.steps += 1
         return norm
+
+    def part(self) -> Part:
+        """What this process brings to the others."""
+        leaves = self.optimizer.leaves()
+        return Part(leaves, self.parameters.tensors, self._buffers, self._added)
+
+    def _add_together(self, reduction: Reduction) -> bool:
+        """Gradients and buffers of all processes; False where none had a batch."""
+        if self._added == 0:
+            self._before_group = self._buffers.copies()
+        self._norm = None
+        try:
+            self._added = reduction.reduce(self.part())
+        except Exception:
+            self.optimizer.zero_grad()
+            put_back(self._before_group)
+            self._added = 0
+            raise
+        return self._added > 0
 
     def step(self, batch: Any, data: DataPlate) -> float:
         """One optimizer step on the loss per data point of one batch, which is returned.

@@ -16,16 +16,18 @@ from amortized.checks.check import refuse_no_program
 from amortized.description import Description
 from amortized.errors import UsageError
 from amortized.fit import checkpoint
-from amortized.fit.arguments import known_names, path_of, refuse_no_count, refuse_no_seed
+from amortized.fit.arguments import known_names, path_of, refuse_no_seed
 from amortized.fit.callbacks import Callback, FitState
 from amortized.fit.checkpoint import Checkpoint
 from amortized.fit.compiled.steps import Compile, compile_of
-from amortized.fit.culprits import blamed_on, blamed_on_batch
+from amortized.fit.culprits import blamed_on_batch
 from amortized.fit.data import as_batches
 from amortized.fit.device import device_of
-from amortized.fit.evaluate import Evaluation, rows_at_once, sizes_of
+from amortized.fit.distributed import current_group
+from amortized.fit.evaluating import evaluated
 from amortized.fit.history import History
 from amortized.fit.loggers import Logger
+from amortized.fit.lone import lone_step
 from amortized.fit.loop import Loop
 from amortized.fit.optimizer import DEFAULT_LR, GroupedOptimizer, LearningRate, OptimizerFactory
 from amortized.fit.parameters import Bound
@@ -36,6 +38,7 @@ from amortized.fit.resume import plate_and_choice, refuse_other_program
 from amortized.fit.rng import preserved_rng, seeded
 from amortized.fit.schedule import Interval, KLWeight, SchedulerFactory, schedule_of
 from amortized.fit.selecting import adopt
+from amortized.fit.shards import sharded
 from amortized.fit.step import Stepper
 from amortized.loss import VariationalLoss
 from amortized.programs.records import DataPlate
@@ -163,7 +166,8 @@ class SVI:
         """Takes one optimizer step and returns the loss per data point, in nats.
 
         A tensor is passed to the programs as ``(x,)``, a tuple as ``*batch``, a dict as
-        ``**batch``. Where the data plate declares only the minibatch, pass
+        ``**batch``. Under ``torch.distributed`` each process passes its part of the batch, and the
+        loss is that of all. Where the data plate declares only the minibatch, pass
         ``data_plate=DataPlate(name, size)`` to the constructor, or use `fit`, which knows the size.
 
         Raises:
@@ -171,7 +175,7 @@ class SVI:
             NonFiniteError: the loss is NaN or infinite; the parameters stay as they were.
         """
         with blamed_on_batch(batch, self._stepper):
-            return self._stepper.step(batch, self._data)
+            return lone_step(self._stepper, batch, self._data)
 
     @known_names
     def fit(
@@ -208,8 +212,10 @@ class SVI:
         Data are a tensor, a numpy array, a tuple or dict of those, a Dataset or a DataLoader (which
         keeps its own batch size and order); the first dim counts data points. The size of ``train``
         scales every minibatch, so a short last one weighs right and global latents count once.
-        Ctrl-C ends training after the step and keeps what was learned; so does SIGTERM, which then
-        ends the process too. Nothing is written unless a callback or a logger does.
+        Under ``torch.distributed`` each process calls this with the same arguments, and takes its
+        part of each batch of ``batch_size``. Ctrl-C ends training after the step and keeps what was
+        learned; so does SIGTERM, which then ends the process too. Nothing is written unless a
+        callback or a logger does.
 
         Args:
             train: data to learn from.
@@ -258,12 +264,13 @@ class SVI:
             CheckpointError: a checkpoint cannot be written, read, or fits another program.
         """
         refuse_no_seed(seed)
-        batches = as_batches(train, batch_size)
+        group = current_group()
+        batches = sharded(as_batches(train, batch_size), group)
         if self._asked.size is None:
             self._data = DataPlate(self._asked.name, batches.size, counted=True)
         if device is not None:
             self._stepper.to(device_of(device))
-        chosen = in_order(callbacks, logger)
+        chosen = in_order(callbacks, logger if group.writes else None)
         limits = {
             "max_epochs": max_epochs,
             "limit_train_batches": limit_train_batches,
@@ -273,7 +280,7 @@ class SVI:
             chosen, limits = on_trial(chosen, limits, fast_dev_run)
         plan = Plan(
             train=batches,
-            val=None if val is None else as_batches(val, batch_size),
+            val=None if val is None else sharded(as_batches(val, batch_size), group),
             data=self._data,
             max_steps=max_steps,
             callbacks=chosen,
@@ -381,18 +388,8 @@ class SVI:
             UsageError: unfit data or options.
             DataError: the model observes values that its likelihood excludes, by row.
         """
-        most = max(sizes_of(num_particles))
-        refuse_no_count("max_rows", max_rows)
-        refuse_no_seed(seed)
-        rows = rows_at_once(most, max_rows) if batch_size is None else batch_size
-        batches = as_batches(test, rows)
-        size = batches.size if self._data.size is None else self._data.size
-        data = DataPlate(self._data.name, size)
-        evaluation = Evaluation(self._stepper, data, num_particles=num_particles, max_rows=max_rows)
-        with blamed_on(batches, self._stepper), seeded(seed):
-            return evaluation.run(
-                batches, divide=batch_size is None and batches.rows_asked() is not None
-            )
+        options = {"num_particles": num_particles, "batch_size": batch_size, "seed": seed}
+        return evaluated(self._stepper, self._data, test, **options, max_rows=max_rows)
 
     def __repr__(self) -> str:
         """One line."""

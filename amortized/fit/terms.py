@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
@@ -85,6 +85,18 @@ class Averager:
         self.per_datum = True
         self.local: frozenset[str] = frozenset()
 
+    @classmethod
+    def of(cls, states: Iterable[Mapping[str, Any]]) -> Averager:
+        """The sums of several processes together."""
+        found = cls()
+        for state in states:
+            found.weight += state["weight"]
+            found.per_datum = found.per_datum and state["per_datum"]
+            found.local |= frozenset(state["local"])
+            for name, total in state["totals"].items():
+                found._add(name, total)
+        return found
+
     def add(self, terms: Terms, weight: int) -> None:
         """Takes in the terms of a batch of ``weight`` data points."""
         self.weight += weight
@@ -128,6 +140,11 @@ class Averager:
         self._unstack()
         about = {"weight": self.weight, "per_datum": self.per_datum, "local": sorted(self.local)}
         return {**about, "totals": dict(self._totals)}
+
+    def on_cpu(self) -> dict[str, Any]:
+        """The same for another process."""
+        state = self.state_dict()
+        return {**state, "totals": {name: total.cpu() for name, total in state["totals"].items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from sums."""

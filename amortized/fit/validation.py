@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, final
 
 import pyro
 
-from amortized.errors import CheckWarning
+from amortized.errors import CheckWarning, NonFiniteError
 from amortized.estimate import Estimate
 from amortized.fit.buffers import MovingBuffers, put_back
 from amortized.fit.callbacks import FitState
 from amortized.fit.compiled.capture import CaptureError, StepInputs, StepProgram
 from amortized.fit.compiled.steps import CompiledSteps
+from amortized.fit.culprits import data_culprit, located
+from amortized.fit.data import guarded
 from amortized.fit.evaluate import in_parts
 from amortized.fit.memory import Parts
 from amortized.fit.plan import Plan
 from amortized.fit.rng import rewinding
+from amortized.fit.shards import rows_in
 from amortized.fit.step import Stepper
-from amortized.fit.terms import Terms
+from amortized.fit.terms import Averager, Terms
 
 
 @final
@@ -100,6 +105,53 @@ class Validation:
         # where training cannot be captured either, it has said so
         if error.drifted or self.stepper.compile != "off":
             warnings.warn(sentence, CheckWarning, stacklevel=2)
+
+
+def validated(
+    stepper: Stepper,
+    plan: Plan,
+    state: FitState,
+    parts: Parts,
+    *,
+    check: Callable[[], None],
+    last_good: Callable[[], str],
+) -> Averager:
+    """The terms of one pass over the validation data, or over this process's part of them.
+
+    Args:
+        stepper: the pair.
+        plan: the data.
+        state: where training stands.
+        parts: as much of a batch as fits into memory.
+        check: called before each batch; may raise.
+        last_good: says which checkpoint is good, for an error.
+
+    Raises:
+        NonFiniteError: a loss is not finite, and training is to end where one is.
+    """
+    averager, done, val = Averager(), 0, plan.val
+    place = f"epoch {state.epoch}, validation batch"
+
+    def bad(estimate: Estimate) -> None:
+        sentence = f"{place} {done}: check the validation data: {estimate.non_finite_report()}"
+        if plan.non_finite == "raise":
+            raise NonFiniteError(f"{sentence}{last_good()}", estimate.site_table())
+        begin, notices = f"epoch {state.epoch}, validation", state.history.notices
+        if not any(notice.startswith(begin) for notice in notices):  # one an epoch
+            notices.append(sentence)
+
+    validation = Validation(stepper, plan, state, parts, bad)
+    epoch = iter(()) if val is None else guarded(val.epoch(), place)
+    for batch in itertools.islice(epoch, plan.val_batches):
+        done += 1
+        check()
+        if val is None or not rows_in(batch):
+            continue
+        blame = partial(data_culprit, stepper, batch, numbers=partial(val.numbers, done))
+        with located(lambda: f"{place} {done}", blame):  # noqa: B023
+            for terms, rows in validation.terms(batch):
+                averager.add(terms, rows)
+    return averager
 
 
 def _made_for(stepper: Stepper) -> Hashable:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import amortized as am
 from amortized.fit.callbacks import Callback, FitState
+from amortized.fit.distributed import Group
 from tests.fit import tiny
 
 SIZE, BATCH = 40, 8  # five batches an epoch
@@ -27,6 +28,12 @@ def fit(svi: am.SVI, train: Any = None, val: Any = None, **options: Any) -> am.H
     train = tiny.data(SIZE) if train is None else train
     options = {"batch_size": BATCH, "progress": False, "check": False, **options}
     return svi.fit(train, val, **options)
+
+
+def doubled(group: Group, tensor: Tensor) -> None:
+    """A sum with another process that brings the same; each has a slot for how it fares."""
+    tensor.mul_(2)
+    tensor[2 + group.rank] /= 2
 
 
 class Do(Callback):

@@ -25,6 +25,7 @@ from amortized.errors import (
     NonFiniteError,
     ProgramError,
     UsageError,
+    WorkerError,
 )
 from amortized.fit.command import (
     Options,
@@ -37,6 +38,8 @@ from amortized.fit.command import (
     source_of,
 )
 from amortized.fit.data import first_batch
+from amortized.fit.distributed import current_group
+from amortized.fit.launched import launched
 from amortized.fit.precision import precision_of
 from amortized.fit.program_data import data_findings
 from amortized.objectives.choice import objective_of
@@ -74,6 +77,7 @@ _EXIT_CODES = (
     (EstimatorError, 3),
     (NonFiniteError, 5),
     (CheckpointError, 6),
+    (WorkerError, 7),
 )
 
 
@@ -284,7 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     A mistake is one sentence on standard error. Exit codes: 0 done, 1 an unexpected error, 2 a
     wrong call, 3 a mistake in the program or an estimator that cannot serve it, 4 data, 5 numbers
-    that are not finite, 6 files and checkpoints, 130 interrupted, 143 terminated.
+    that are not finite, 6 files and checkpoints, 7 another process that trains too has failed, 130
+    interrupted, 143 terminated.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -351,6 +356,16 @@ def _kl(text: str) -> Literal["sample", "analytic"]:
 
 
 def _fit(request: Request) -> None:
-    interrupted = run(request)
+    training = dict(request.training)
+    with launched(training["device"]) as launch:
+        training["device"] = launch.device
+        try:
+            interrupted = run(replace(request, training=training), restarted=launch.restarted)
+        except AmortizedError as error:
+            if launch.said(error):
+                sys.exit(exit_code(error))
+            raise
+        if interrupted is not None and not current_group().writes:
+            sys.exit(_INTERRUPTED)
     if interrupted is not None:
         _fail(interrupted, _INTERRUPTED)

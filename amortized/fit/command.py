@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -24,10 +24,12 @@ from amortized.errors import (
 )
 from amortized.fit.arguments import LAST_SEED
 from amortized.fit.callbacks import Callback, EarlyStopping, FitState
+from amortized.fit.checkpoint import listed
 from amortized.fit.data import first_batch
+from amortized.fit.distributed import current_group
 from amortized.fit.figures import write_figures
 from amortized.fit.files import build, pairs, program_file
-from amortized.fit.folder import METRICS, RunFolder, write_json
+from amortized.fit.folder import CHECKPOINTS, METRICS, RunFolder, write_json
 from amortized.fit.history import History
 from amortized.fit.model_checkpoint import ModelCheckpoint
 from amortized.fit.precision import Precision
@@ -192,20 +194,38 @@ class _Opening(Callback):
             self.overwritten.forget()
 
 
-def run(request: Request) -> str | None:
+def run(request: Request, *, restarted: bool = False) -> str | None:
     """Does it, printing as it goes; returns how training was interrupted, if it was.
+
+    Args:
+        request: what is asked for.
+        restarted: this is what a launcher started after a process had died, so that a run that
+            has got so far goes on.
 
     Raises:
         AmortizedError: a wrong call, or what `SVI.fit` raises.
     """
-    folder = None if request.out is None else RunFolder(request.out, request.config)
+    group = current_group()
+    out = request.out if group.writes else None
+    folder = group.agreed(lambda: None if out is None else RunFolder(out, request.config))
     try:
-        _refuse_clashes(request, folder)
-        with request.source.opened() as program, _check_warnings_printed():
+        anywhere = any(group.gathered(restarted))
+        resume = group.once(lambda: _resumes(request, folder, restarted=anywhere))
+        overwrite = request.overwrite and not resume
+        request = replace(request, resume=resume, overwrite=overwrite)
+        with request.source.opened() as program, _check_warnings_printed(group.writes):
             return _run(request, program, folder)
     finally:
         if folder is not None:
             folder.remove_if_empty()
+
+
+def _resumes(request: Request, folder: RunFolder | None, *, restarted: bool) -> bool:
+    """Whether a run in the folder is to go on."""
+    if restarted and folder is not None and listed(folder.checkpoints):
+        request = replace(request, resume=True, overwrite=False)
+    _refuse_clashes(request, folder)
+    return request.resume
 
 
 def _refuse_clashes(request: Request, folder: RunFolder | None) -> None:
@@ -219,14 +239,14 @@ def _refuse_clashes(request: Request, folder: RunFolder | None) -> None:
 
 
 @contextmanager
-def _check_warnings_printed() -> Iterator[None]:
-    """What the check warns of, as lines of their own."""
+def _check_warnings_printed(prints: bool = True) -> Iterator[None]:
+    """What the check warns of, as lines of their own, unless another process prints them."""
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *where: Any) -> None:
             if issubclass(category, CheckWarning):
-                print(f"warning: {message}", file=sys.stderr)
+                print(f"warning: {message}", file=sys.stderr if prints else sys.stdout)
             else:
                 shown(message, category, *where)
 
@@ -243,14 +263,16 @@ def _run(request: Request, program: Program, folder: RunFolder | None) -> str | 
     first = first_batch(program.train, batch_size)
     overwritten = folder if request.overwrite else None
     checked = bool(request.training.get("check", True))
+    checkpoints = None if request.out is None else request.out / CHECKPOINTS
     opening = _Opening(svi, first, program, overwritten, check=checked)
+    stopping, writers = _early_stopping(program, request.patience), _writers(folder, checkpoints)
     history = svi.fit(
         program.train,
         program.val,
         batch_size=batch_size,
         seed=source.seed,
-        callbacks=[opening, *_early_stopping(program, request.patience), *_writers(folder)],
-        resume_from=folder.checkpoints if folder is not None and request.resume else None,
+        callbacks=[opening, *stopping, *writers],
+        resume_from=checkpoints if request.resume else None,
         **request.training,
     )
     print(f"\n{history} in {history.train_seconds:.1f} s")
@@ -291,8 +313,10 @@ def _batch_size(program: Program, asked: int | None) -> int:
     return 128 if asked is None else asked
 
 
-def _writers(folder: RunFolder | None) -> list[Callback]:
-    return [] if folder is None else [folder, ModelCheckpoint(folder.checkpoints)]
+def _writers(folder: RunFolder | None, checkpoints: Path | None) -> list[Callback]:
+    """Every process takes part in a checkpoint; the first has the folder, and writes."""
+    kept: list[Callback] = [] if checkpoints is None else [ModelCheckpoint(checkpoints)]
+    return kept if folder is None else [folder, *kept]
 
 
 def _early_stopping(program: Program, patience: int) -> list[EarlyStopping]:

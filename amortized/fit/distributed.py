@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, final
@@ -149,7 +150,8 @@ def _connected(group: Group) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = [*str(error).splitlines(), type(error).__name__][0]
+        first = re.sub(r"^\[[^]]*\] ?|\. .*$", "", first)  # a place in the source, and advice
         raise WorkerError(
             f"process {group.rank} of {group.size} cannot reach the others any more, so one has "
             f"ended or its network has failed: what it said itself tells why; start all of them "

@@ -19,6 +19,7 @@ from amortized.errors import EstimatorError as EstimatorError
 from amortized.errors import NonFiniteError as NonFiniteError
 from amortized.errors import ProgramError as ProgramError
 from amortized.errors import UsageError as UsageError
+from amortized.errors import WorkerError as WorkerError
 from amortized.estimators.antithetic import ARM as ARM
 from amortized.estimators.antithetic import DisARM as DisARM
 from amortized.estimators.base import Cost as Cost

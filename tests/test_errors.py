@@ -18,6 +18,7 @@ KINDS = [
     am.UsageError,
     am.NonFiniteError,
     am.CheckpointError,
+    am.WorkerError,
 ]
 CHILDREN = [*KINDS, am.DataError]  # bad data are a wrong call, too
 

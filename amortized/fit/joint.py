@@ -12,6 +12,7 @@ from amortized.errors import UsageError
 from amortized.fit.callbacks import FitState
 from amortized.fit.distributed import Group, current_group
 from amortized.fit.interrupts import Interrupts
+from amortized.fit.lone import refuse_totals
 from amortized.fit.reduction import Reduction
 from amortized.fit.rng import fresh_seed, rng_state
 from amortized.fit.shards import NoRows, rows_in, without_end
@@ -91,6 +92,7 @@ class Joint:
             return
         try:
             step()
+            refuse_totals(self._waiting[-1][0], batch, self.group)
         except Exception as error:
             reduction.error = error
 

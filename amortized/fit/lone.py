@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from amortized.errors import CheckWarning, NonFiniteError
+from amortized.errors import CheckWarning, NonFiniteError, ProgramError
 from amortized.fit.data import batch_length
 from amortized.fit.distributed import Group, current_group
 from amortized.fit.reduction import Reduction
 from amortized.fit.step import Stepper
+from amortized.fit.terms import Terms
+from amortized.programs.batches import leaves_of
 from amortized.programs.records import DataPlate
 
 
@@ -38,6 +40,7 @@ def lone_step(stepper: Stepper, batch: Any, data: DataPlate) -> float:
     try:
         if rows:
             terms = stepper.accumulate(batch, data, weight=float(rows))
+            refuse_totals(terms, batch, group)
             reduction.loss = float(terms.values["loss"]) * rows
     except Exception as error:
         reduction.error = error
@@ -47,6 +50,20 @@ def lone_step(stepper: Stepper, batch: Any, data: DataPlate) -> float:
         sentence = f"step {stepper.steps + 1}: {error.args[0]}"
         raise NonFiniteError(sentence, error.table) from error
     return reduction.loss
+
+
+def refuse_totals(terms: Terms, batch: Any, group: Group) -> None:
+    """Raise where numbers of a part of the rows are no estimate of those of all.
+
+    Raises:
+        ProgramError: no plate says which part it is.
+    """
+    if not terms.per_datum and leaves_of(batch):
+        raise ProgramError(
+            f"no plate holds the observations, so the rows of each of {group.size} processes would "
+            "count as the whole data set; put them into pyro.plate('data', len(x)), or train in "
+            "one process"
+        )
 
 
 def _started(stepper: Stepper, batch: Any, group: Group) -> Reduction:

@@ -35,7 +35,7 @@ SAME = {
 }
 """Without noise: equal to rounding."""
 OTHERS = ("longer_loader", "streams", "noise", "refused", "failed", "late", "late_in_all")
-OTHERS += ("resumed", "without_weights", "without_sum", "reduced", "terminated")
+OTHERS += ("resumed", "without_weights", "without_sum", "reduced", "totals", "terminated")
 LONG = {"captured_sgd": jobs.captured_sgd, "accumulated": jobs.accumulated}
 
 Results = dict[str, list[Any]]
@@ -142,6 +142,12 @@ def test_a_parameter_of_one_process_alone_is_refused_in_all(pair: Results) -> No
     for kind, sentence in pair["late"]:
         assert kind == "ProgramError"
         assert "'store.late'" in sentence and "missing in process 0" in sentence
+
+
+def test_parts_of_data_that_no_plate_holds_are_refused(pair: Results) -> None:
+    for kind, sentence in pair["totals"]:
+        assert kind == "ProgramError"
+        assert "no plate holds the observations, so the rows of each of 2 processes" in sentence
 
 
 def test_a_signal_to_one_process_ends_all_after_the_same_step(pair: Results) -> None:

@@ -318,6 +318,21 @@ def late_in_all(folder: Path) -> Any:
     return values(svi)
 
 
+def totals(folder: Path) -> Any:
+    """No plate says that the rows are a part of more."""
+
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(mean.expand(len(x), 3), 1.0).to_event(2), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("mean", dist.Delta(pyro.param("loc", torch.zeros(3))).to_event(1))
+
+    svi = am.SVI(model, guide, compile="off")
+    options = {"batch_size": 37, "progress": False, "check": False}
+    return said(lambda: svi.fit(data(), max_epochs=1, **options))
+
+
 def small(guide: Any, **options: Any) -> am.SVI:
     """A global mean and data around it."""
 

@@ -25,6 +25,7 @@ from amortized.objectives.base import Objective, Reweighted
 from amortized.objectives.elbo import ELBO
 from amortized.programs.batches import aliases, as_arguments
 from amortized.programs.records import DataPlate, Run, Sharing
+from amortized.programs.registered import refuse_unregistered
 from amortized.programs.run import Program
 from amortized.programs.runner import Looks, Runner
 from amortized.programs.study import size_of, undisturbed
@@ -139,6 +140,7 @@ class VariationalLoss(nn.Module, PyroELBO):
         """Minus the bound as a scalar tensor in nats; its gradient is the estimate."""
         before = len(self.estimators.by_site)
         estimate = self.estimate(model, guide, args, kwargs)
+        refuse_unregistered(estimate.loss, (model, guide, self))
         self.learn(estimate)
         made = list(self.estimators.by_site.values())[before:]
         if any(next(own.parameters(), None) is not None for own in made):

@@ -360,7 +360,7 @@ def _fit(request: Request) -> None:
     with launched(training["device"]) as launch:
         training["device"] = launch.device
         try:
-            interrupted = run(replace(request, training=training), restarted=launch.restarted)
+            interrupted = run(replace(request, training=training), launcher=launch.launcher)
         except AmortizedError as error:
             if launch.said(error):
                 sys.exit(exit_code(error))

@@ -24,7 +24,6 @@ from amortized.errors import (
 )
 from amortized.fit.arguments import LAST_SEED
 from amortized.fit.callbacks import Callback, EarlyStopping, FitState
-from amortized.fit.checkpoint import listed
 from amortized.fit.data import first_batch
 from amortized.fit.distributed import current_group
 from amortized.fit.figures import write_figures
@@ -194,23 +193,25 @@ class _Opening(Callback):
             self.overwritten.forget()
 
 
-def run(request: Request, *, restarted: bool = False) -> str | None:
+def run(request: Request, *, launcher: str | None = None) -> str | None:
     """Does it, printing as it goes; returns how training was interrupted, if it was.
 
     Args:
         request: what is asked for.
-        restarted: this is what a launcher started after a process had died, so that a run that
-            has got so far goes on.
+        launcher: names who started this process, and starts all anew after one has died: a run
+            that the same launcher began goes on from its last checkpoint.
 
     Raises:
         AmortizedError: a wrong call, or what `SVI.fit` raises.
     """
     group = current_group()
     out = request.out if group.writes else None
-    folder = group.agreed(lambda: None if out is None else RunFolder(out, request.config))
+    launchers = sorted({name for name in group.gathered(launcher) if name is not None})
+    folder = group.agreed(
+        lambda: None if out is None else RunFolder(out, request.config, launchers)
+    )
     try:
-        anywhere = any(group.gathered(restarted))
-        resume = group.once(lambda: _resumes(request, folder, restarted=anywhere))
+        resume = group.once(lambda: _resumes(request, folder))
         overwrite = request.overwrite and not resume
         request = replace(request, resume=resume, overwrite=overwrite)
         with request.source.opened() as program, _check_warnings_printed(group.writes):
@@ -220,9 +221,9 @@ def run(request: Request, *, restarted: bool = False) -> str | None:
             folder.remove_if_empty()
 
 
-def _resumes(request: Request, folder: RunFolder | None, *, restarted: bool) -> bool:
-    """Whether a run in the folder is to go on."""
-    if restarted and folder is not None and listed(folder.checkpoints):
+def _resumes(request: Request, folder: RunFolder | None) -> bool:
+    """Whether a run in the folder is to go on: asked for, or begun by the same launcher."""
+    if folder is not None and folder.begun_by(folder.launchers):
         request = replace(request, resume=True, overwrite=False)
     _refuse_clashes(request, folder)
     return request.resume

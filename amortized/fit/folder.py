@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, final
@@ -18,6 +18,7 @@ CONFIG: Final = "config.json"
 METRICS: Final = "metrics.json"
 HISTORY: Final = "history.csv"
 CHECKPOINTS: Final = "checkpoints"
+LAUNCHERS: Final = "launchers.json"
 
 
 @final
@@ -29,13 +30,16 @@ class RunFolder(Callback):
     Args:
         path: the folder, made if it is missing.
         config: what was asked for, as plain values.
+        launchers: who started the processes of the run, and starts them anew if one dies.
 
     Raises:
         UsageError: the folder cannot be made.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        self.path, self.config = path, dict(config)
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], launchers: Sequence[str] = ()
+    ) -> None:
+        self.path, self.config, self.launchers = path, dict(config), list(launchers)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,9 +83,19 @@ class RunFolder(Callback):
         if resume:
             self._refuse_other_config(free)
 
+    def begun_by(self, launchers: Sequence[str]) -> bool:
+        """Whether one of these launchers began the run in the folder, and got to a checkpoint."""
+        path = self.path / LAUNCHERS
+        known = _read_json(path).get("launchers", []) if path.exists() else []
+        return bool(listed(self.checkpoints)) and not set(known).isdisjoint(launchers)
+
     def on_fit_start(self, state: FitState) -> None:
-        """Writes what was asked for."""
+        """Writes what was asked for, and whose processes these are."""
         write_json(self.path / CONFIG, self.config)
+        if self.launchers:
+            write_json(self.path / LAUNCHERS, {"launchers": self.launchers})
+        else:
+            (self.path / LAUNCHERS).unlink(missing_ok=True)
 
     def on_train_epoch_end(self, state: FitState) -> None:
         """Writes the history so far."""

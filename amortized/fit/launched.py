@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -25,11 +27,11 @@ class Launch:
 
     Attributes:
         device: where it trains: a GPU of its own, where GPUs are asked for.
-        restarted: whether torchrun has started all processes anew, after one had died.
+        launcher: the process that started it, and would start it anew if one died; None: nobody.
     """
 
-    def __init__(self, device: str | None, restarted: bool, store: Any = None) -> None:
-        self.device, self.restarted = device, restarted
+    def __init__(self, device: str | None, launcher: str | None = None, store: Any = None) -> None:
+        self.device, self.launcher = device, launcher
         self._store = store
 
     def said(self, error: Exception) -> bool:
@@ -55,10 +57,9 @@ def launched(device: str | None) -> Iterator[Launch]:
         UsageError: fewer GPUs than processes on this machine.
     """
     around = os.environ
-    attempt = around.get("TORCHELASTIC_RESTART_COUNT", "0")
-    restarted = attempt != "0"
+    launcher = this_launcher(around)
     if int(around.get("WORLD_SIZE", 1)) < 2 or "RANK" not in around or dist.is_initialized():
-        yield Launch(device, restarted)
+        yield Launch(device, launcher)
         return
     device, backend = device_among(device, around)
     meet, prefix = dist.rendezvous, dist.PrefixStore  # pyright: ignore[reportPrivateImportUsage]
@@ -66,18 +67,36 @@ def launched(device: str | None) -> Iterator[Launch]:
     if around.get("LOCAL_WORLD_SIZE") == around["WORLD_SIZE"]:
         # a launcher on one machine may keep its store, with addresses of those that have died;
         # those on several count their attempts each for itself, and have a new store each time
-        store = prefix(f"attempt {attempt}", store)
+        store = prefix(f"attempt {around.get('TORCHELASTIC_RESTART_COUNT')}", store)
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         with contextlib.ExitStack() as stack:
             if not current_group().writes:
                 silence = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(silence))
-            yield Launch(device, restarted, prefix("amortized", store))
+            yield Launch(device, launcher, prefix("amortized", store))
     finally:
         sys.stdout.flush()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def this_launcher(environment: Mapping[str, str]) -> str | None:
+    """Names the launcher that has started this process: no other, of whatever time, has the name.
+
+    >>> this_launcher({}) is None
+    True
+    """
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return None
+    parent = os.getppid()
+    try:  # numbers of processes come again; with the time of its start, one is one
+        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):  # not on Linux
+        started = "?"
+    return " ".join(
+        [environment["TORCHELASTIC_RUN_ID"], socket.gethostname(), str(parent), started]
+    )
 
 
 def device_among(device: str | None, environment: Mapping[str, str]) -> tuple[str | None, str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,32 @@ def test_only_warnings_of_the_check_are_lines(capsys: pytest.CaptureFixture[str]
         warnings.warn("once", am.CheckWarning, stacklevel=1)
         warnings.warn("other", UserWarning, stacklevel=1)
     assert capsys.readouterr().err == "warning: once\n"
+
+
+def test_processes_started_anew_go_on_with_what_their_launcher_began(
+    source: Source, tmp_path: Path
+) -> None:
+    asked, steps = request(source, tmp_path / "out"), []
+
+    def history() -> list[str]:
+        return (tmp_path / "out" / "history.csv").read_text().splitlines()
+
+    def done(asked: Request, launcher: str) -> int:
+        run(asked, launcher=launcher)
+        steps.append(sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir()))
+        return len(history()) - 1
+
+    longer = replace(asked, training={**asked.training, "max_epochs": 2})
+    assert done(asked, "night 1") == 1
+    with pytest.raises(am.UsageError, match="holds an earlier run"):
+        done(longer, "night 2")
+    first = history()[:2]
+    assert done(longer, "night 1") == 2 and history()[:2] == first
+    assert steps[0][0] in steps[1]
+    # an older run is overwritten, and what followed it is not
+    assert done(replace(asked, overwrite=True), "night 3") == 1
+    assert done(replace(longer, overwrite=True), "night 3") == 2
+    assert steps[0] == steps[2] and steps[1] == steps[3]
 
 
 def test_a_folder_is_removed_if_nothing_came_of_the_run(source: Source, tmp_path: Path) -> None:

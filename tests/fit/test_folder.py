@@ -20,9 +20,13 @@ def history() -> History:
     return found
 
 
+def begun() -> FitState:
+    return FitState(Parameters(print, print, nn.Identity()), history())
+
+
 def test_it_writes_while_training_goes_on(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a" / "b", {"seed": 3})
-    state = FitState(Parameters(print, print, nn.Identity()), history())
+    state = begun()
     folder.on_fit_start(state)
     assert json.loads((folder.path / "config.json").read_text()) == {"seed": 3}
     folder.on_train_epoch_end(state)
@@ -53,6 +57,17 @@ def test_other_options_are_refused_on_resuming(tmp_path: Path) -> None:
         RunFolder(tmp_path, {"seed": 4, "epochs": 5}).refuse_another_run(True, ("epochs",))
     with pytest.raises(UsageError, match="add --resume"):
         first.refuse_another_run(False)
+
+
+def test_a_run_is_its_launchers_until_another_goes_on_with_it(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path, {}, ["night 7", "night 8"])
+    first.on_fit_start(begun())
+    assert not first.begun_by(["night 7"])  # nothing to go on with yet
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    assert first.begun_by(["night 8", "night 9"])
+    assert not first.begun_by(["night 9"]) and not first.begun_by([])
+    RunFolder(tmp_path, {}).on_fit_start(begun())
+    assert not first.begun_by(["night 7"])
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])

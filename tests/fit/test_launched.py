@@ -19,7 +19,7 @@ import torch
 
 import amortized as am
 from amortized.errors import WorkerError
-from amortized.fit.launched import Launch, device_among, launched
+from amortized.fit.launched import Launch, device_among, launched, this_launcher
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = str(Path(__file__).parent / "processes" / "program.py")
@@ -49,6 +49,13 @@ def history(folder: Path) -> list[list[str]]:
     return [row[: rows[0].index("epoch_time")] for row in rows]
 
 
+def ended_well(running: subprocess.Popen[str]) -> str:
+    """What it printed."""
+    said, complaints = running.communicate(timeout=200)
+    assert running.returncode == 0, complaints
+    return said
+
+
 def kill_a_worker(running: subprocess.Popen[str], folder: Path) -> None:
     """In the middle of an epoch, after some checkpoints."""
     while len(list((folder / "checkpoints").glob("step-0000003*"))) == 0:
@@ -65,9 +72,7 @@ def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path) -> None:
     said, complaints = running.communicate(timeout=200)
     assert running.returncode == 0, complaints
     assert "amortized: process" in complaints and "cannot reach the others" in complaints
-    lone = start("--out", str(whole))
-    told, problems = lone.communicate(timeout=200)
-    assert lone.returncode == 0, problems
+    told = ended_well(start("--out", str(whole)))
     assert told.count("test ELBO") == 1 and said.count("test ELBO") == 1  # one process prints
     assert history(whole) == history(killed) and len(history(whole)) == 9
     numbers = [json.loads((folder / "metrics.json").read_text()) for folder in (whole, killed)]
@@ -83,22 +88,46 @@ def test_a_mistake_is_said_once_by_the_process_that_made_it() -> None:
     assert lines == ["amortized: ValueError: out of luck (--traceback shows where)"]
 
 
+@pytest.mark.long
+def test_a_restart_goes_on_with_its_own_run_and_no_older_one(tmp_path: Path) -> None:
+    older, fresh = tmp_path / "older", tmp_path / "fresh"
+    request = ("--epochs", "2", "--seed", "5")
+    ended_well(start("--out", str(older), *request))
+    before = {path: path.read_bytes() for path in older.rglob("*") if path.is_file()}
+
+    refused = start("--out", str(older), *request, restarts=1)  # each of the two attempts
+    _, complaints = refused.communicate(timeout=200)
+    assert refused.returncode != 0 and complaints.count("holds an earlier run") == 2
+    assert {path: path.read_bytes() for path in older.rglob("*") if path.is_file()} == before
+
+    options = ("--overwrite", "--set", "early=true", "--epochs", "3", "--seed", "5")
+    # it dies before the folder is cleared
+    ended_well(start("--out", str(older), *options, restarts=1))
+    ended_well(start("--out", str(fresh), "--epochs", "3", "--seed", "5"))
+    assert len(history(older)) == 4 and history(older) == history(fresh)
+
+
 # --- one process ----------------------------------------------------------------------------------
 
 
 def test_without_a_launcher_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"):
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     with launched("cpu") as launch:
-        assert launch.device == "cpu" and not launch.restarted
+        assert launch.device == "cpu" and launch.launcher is None
         assert not launch.said(am.UsageError("wrong"))
 
 
-def test_a_lone_worker_knows_that_it_was_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lone_worker_knows_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
     with launched(None) as launch:
-        assert launch.restarted and not torch.distributed.is_initialized()
+        assert launch.launcher is not None and launch.launcher.startswith("night ")
+        assert not torch.distributed.is_initialized()
+    assert this_launcher({"TORCHELASTIC_RUN_ID": "night"}) == launch.launcher
+    assert this_launcher({"TORCHELASTIC_RUN_ID": "day"}) != launch.launcher
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert this_launcher({"TORCHELASTIC_RUN_ID": "night"}) != launch.launcher
 
 
 class Store:
@@ -117,7 +146,7 @@ class Store:
 
 def test_an_error_of_all_is_said_once() -> None:
     store = Store()
-    first, second = Launch(None, False, store), Launch(None, False, store)
+    first, second = Launch(None, None, store), Launch(None, None, store)
     assert not first.said(am.DataError("rows"))
     assert second.said(am.DataError("process 0: rows"))
     assert not second.said(am.UsageError("another"))

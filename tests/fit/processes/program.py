@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from amortized.fit.program import Program
 
 
-def program(slow: float = 0.0, broken: bool = False) -> Program:
-    """An autoencoder of a layer; ``broken``: in the second process, at some step."""
+def program(slow: float = 0.0, broken: bool = False, early: bool = False) -> Program:
+    """An autoencoder of a layer; ``broken``: in the second process, at some step.
+
+    With ``early`` the second process ends at once when it is first started.
+    """
+    if early and os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os._exit(9)
     x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     encode, decode = nn.Linear(3, 6), nn.Linear(3, 3)
     steps: list[int] = []

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import amortized as am
 from amortized.fit.compiled.audit import agree, audit
 from amortized.fit.compiled.capture import CaptureError, StepGraph, StepInputs
-from amortized.fit.compiled.inductor import _with_inputs, compiled_step, same_bits
+from amortized.fit.compiled.inductor import _with_inputs, compiled_step, norms_apart, same_bits
 from amortized.fit.compiled.replay import replay_of
 from tests.fit import tiny
 from tests.fit.compiled.graphs import capture, step_graph
@@ -276,3 +276,18 @@ def test_bernoulli_draws_are_torchs_own() -> None:
 def _draws(module: torch.fx.GraphModule) -> list[str]:
     targets = [node.target for node in module.graph.nodes]
     return [t._overloadname for t in targets if "bernoulli" in str(t)]
+
+
+@pytest.mark.parametrize("order", [2.0, 1.0])
+def test_norms_are_taken_one_by_one(order: float) -> None:
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        norms = torch._foreach_norm([x, y * 3.0], order)
+        return norms[1] - 2.0 * norms[0]
+
+    given = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    module = _with_inputs(make_fx(step)(*given))
+    expected = given[1].mul(3.0).norm(order) - 2.0 * given[0].norm(order)
+    assert torch.allclose(module(*given), expected)
+    norms_apart(module)
+    assert not [node for node in module.graph.nodes if "foreach" in str(node.target)]
+    assert torch.allclose(module(*given), expected)

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.selection.programs import PROBLEMS
-from tests.benchmarks.selection.table import table
+from tests.benchmarks.selection.table import every, table
 from tests.benchmarks.selection.trials import AUTO, PYRO, Task, prepare, trained
 
 
@@ -113,7 +113,8 @@ def main() -> None:
     left = [task for task in wanted if task.name not in there]
     rows += run(left, asked.jobs, 60 * asked.minutes, kept)
     order = list(PROBLEMS)
-    print(table(sorted(rows, key=lambda row: order.index(row["program"]))))
+    rows.sort(key=lambda row: order.index(row["program"]))
+    print(table(rows), every(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ _HEADS = (
     *("share", "with it [95 %]", "score / all", "Pyro / all", "chosen"),
 )
 
+_EVERY = ("program", "estimator", "steps", "ms a step", "ELBO at the end", "s to the target")
+
 Rows = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """Of one program: by candidate and seed."""
 
@@ -105,16 +107,47 @@ def cells(program: str, rows: Rows) -> list[str]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """In Markdown: programs of which every candidate has a seed in common."""
+    lines = [cells(program, of) for program, of in _whole(rows).items()]
+    return Sheet(_HEADS, lines, ("program", "fixed", "chosen")).markdown()
+
+
+def every(rows: Sequence[Mapping[str, Any]]) -> str:
+    """In Markdown: a line for each candidate of each program."""
+    lines = [line for program, of in _whole(rows).items() for line in _candidates(program, of)]
+    return Sheet(_EVERY, lines, ("program", "estimator")).markdown()
+
+
+def _candidates(program: str, rows: Rows) -> list[list[str]]:
+    """Means over seeds, the lowest and highest in brackets; the first to the target comes first."""
+    fixed = PROBLEMS[program].fixed
+    seeds = sorted(set.intersection(*(set(of) for of in rows.values())))
+    times = found_of(rows, best_of(rows, fixed, seeds), seeds).times
+    lines = []
+    for name in sorted(rows, key=lambda name: _order(times[name])):
+        runs = [rows[name][seed] for seed in seeds]
+        failed = sum(1 for run in runs if run["failure"])
+        curves = [run["curve"] for run in runs]
+        took = math.fsum(curve["seconds"][-1] / curve["steps"][-1] for curve in curves) / len(seeds)
+        last = [curve["elbo"][-1] for curve in curves]
+        middle = f"{math.fsum(last) / len(last):.2f} [{min(last):.2f}, {max(last):.2f}]"
+        end = f"{failed} of {len(runs)} failed" if failed else middle
+        steps = f"{curves[0]['steps'][-1]:,}"
+        lines.append([program, name, steps, f"{1e3 * took:.2f}", end, str(times[name])])
+    return lines
+
+
+def _whole(rows: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
+    """By program, candidate and seed."""
     by_program: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {}
     for row in rows:
         of = by_program.setdefault(row["program"], {})
         of.setdefault(row["candidate"], {})[row["seed"]] = row
-    lines = []
-    for program, of in by_program.items():
-        wanted = {AUTO, *PROBLEMS[program].fixed}
-        if wanted <= set(of) and set.intersection(*(set(seeds) for seeds in of.values())):
-            lines.append(cells(program, of))
-    return Sheet(_HEADS, lines, ("program", "fixed", "chosen")).markdown()
+    return {
+        program: of
+        for program, of in by_program.items()
+        if {AUTO, *PROBLEMS[program].fixed} <= set(of)
+        and set.intersection(*(set(seeds) for seeds in of.values()))
+    }
 
 
 def _mean(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, final
 
+import pyro
 import typer
 from torch.utils.data import DataLoader
 
@@ -75,8 +76,9 @@ class Source:
         """
         with ExitStack() as stack:
             with _faults_in(self.path):
+                stack.enter_context(seeded(self.seed))  # a file may draw where it is read
                 function = stack.enter_context(program_file(self.path))
-                stack.enter_context(seeded(self.seed))
+                pyro.set_rng_seed(self.seed)
                 program = build(function, self.options)
             yield program
 

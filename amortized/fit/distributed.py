@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
 import numpy as np
@@ -18,14 +19,15 @@ T = TypeVar("T")
 
 
 @final
+@dataclass(frozen=True)
 class Group:
     """The processes of a training, of which this one has the number ``rank``; alone, it is one.
 
     Each method but `seed` is a collective call: every process must make it, in the same order.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    rank: int = 0
+    size: int = 1
 
     @property
     def alone(self) -> bool:
@@ -153,7 +155,8 @@ def _connected(group: Group) -> Iterator[None]:
         first = [*str(error).splitlines(), type(error).__name__][0]
         first = re.sub(r"^\[[^]]*\] ?|\. .*$", "", first)  # a place in the source, and advice
         raise WorkerError(
-            f"process {group.rank} of {group.size} cannot reach the others any more, so one has "
-            f"ended or its network has failed: what it said itself tells why; start all of them "
-            f"again, with resume_from= or --resume to go on from the last checkpoint ({first})"
+            f"process {group.rank} of {group.size} cannot reach the others any more: one has ended "
+            "(what it said itself tells why), its network has failed, or it has made other calls "
+            "than this one and they waited for each other; start all of them again, with "
+            f"resume_from= or --resume to go on from the last checkpoint ({first})"
         ) from error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from amortized.errors import ProgramError, UsageError
 from amortized.estimate import LogWeights
+from amortized.fit.alike import refuse_totals
 from amortized.fit.arguments import refuse_no_count
 from amortized.fit.data import Batches, batch_length
 from amortized.fit.distributed import current_group
@@ -185,6 +186,7 @@ class Evaluation:
         per_run = self.stepper.loss.objective.num_particles
         for _ in range(-(-self.num_particles // per_run)):
             for terms, rows in in_parts(self._parts, batch, self._terms):
+                refuse_totals(terms, batch, self._group)
                 self._averager.add(terms, rows)
 
     def _terms(self, batch: Any) -> Terms:

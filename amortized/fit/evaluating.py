@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from amortized.fit.alike import refuse_other_data
 from amortized.fit.arguments import refuse_no_count, refuse_no_seed
 from amortized.fit.culprits import blamed_on
 from amortized.fit.data import as_batches
@@ -30,7 +31,8 @@ def evaluated(
 
     Raises:
         UsageError: unfit data or options.
-        DataError: the model observes values that its likelihood excludes, by row.
+        DataError: several processes have other data than each other, or the model observes values
+            that its likelihood excludes, by row.
     """
     most = max(sizes_of(num_particles))
     refuse_no_count("max_rows", max_rows)
@@ -38,6 +40,7 @@ def evaluated(
     group = current_group()
     rows = rows_at_once(most, max_rows) if batch_size is None else batch_size
     batches = sharded(as_batches(test, rows), group)
+    refuse_other_data(group, "test", batches)
     data = DataPlate(plate.name, batches.size if plate.size is None else plate.size)
     evaluation = Evaluation(stepper, data, num_particles=num_particles, max_rows=max_rows)
     own = seed if seed is None or not group.rank else group.seed(seed)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, final
 
 import pyro
 
-from amortized.errors import UsageError
+from amortized.errors import AmortizedError, NonFiniteError, UsageError
+from amortized.fit.alike import (
+    refuse_drift,
+    refuse_other_data,
+    refuse_totals,
+    refuse_unshared,
+    share_optimizer,
+    sums_of,
+)
 from amortized.fit.callbacks import FitState
 from amortized.fit.distributed import Group, current_group
 from amortized.fit.interrupts import Interrupts
-from amortized.fit.lone import refuse_totals
+from amortized.fit.plan import Plan
 from amortized.fit.reduction import Reduction
 from amortized.fit.rng import fresh_seed, rng_state
 from amortized.fit.shards import NoRows, rows_in, without_end
@@ -43,10 +51,12 @@ class Joint:
         if not self.group.alone:
             self._reduction = Reduction(self.group, lambda: interrupts.received)
             interrupts.shared = True
+            refuse_unshared(self.group, stepper.loss.objective)
             if stepper.loss.estimators.recipes.auto:
                 raise UsageError(
                     f"estimators='auto' among {self.group.size} processes: each would choose by "
-                    "its own clock; choose first, am.select_estimators(...), and pass the mapping"
+                    "its own clock; choose before, in one process, am.select_estimators(...), and "
+                    "write the mapping down"
                 )
         stepper.reduction = self._reduction
 
@@ -69,10 +79,16 @@ class Joint:
         """As `Group.agreed`."""
         return self.group.agreed(function)
 
+    def refuse_other_data(self, plan: Plan) -> None:
+        """Raise where the processes were given other data than each other."""
+        refuse_other_data(self.group, "train", plan.train)
+        refuse_other_data(self.group, "val", plan.val)
+
     def start(self) -> None:
         """Gives every process the parameters of the first, once they exist."""
         if self._reduction is not None:
             self._reduction.start(self._stepper.part())
+            share_optimizer(self.group, self._stepper)
 
     def batches(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The batches of a pass; with other processes as many as any of these may have."""
@@ -81,8 +97,14 @@ class Joint:
         self._reduction.over = False
         return without_end(batches, self._failed)
 
-    def attempt(self, batch: Any, step: Callable[[], None]) -> None:
-        """A step on a batch, if this process has one; what goes wrong, all hear of at `apply`."""
+    def attempt(self, batch: Any, step: Callable[[], None], place: str = "") -> None:
+        """A step on a batch, if this process has one; what goes wrong, all hear of at `apply`.
+
+        Args:
+            batch: the rows of this process.
+            step: takes it.
+            place: which batch it is, where several make a step.
+        """
         reduction = self._reduction
         if reduction is None:
             step()
@@ -93,6 +115,11 @@ class Joint:
         try:
             step()
             refuse_totals(self._waiting[-1][0], batch, self.group)
+        except NonFiniteError as error:
+            reduction.error = NonFiniteError(f"{place}{error.args[0]}", error.table)
+        except AmortizedError as error:
+            parts = f"of each batch a process has a part of the rows, this one {rows_in(batch)}"
+            reduction.error = type(error)(f"{error} ({parts})")
         except Exception as error:
             reduction.error = error
 
@@ -107,6 +134,28 @@ class Joint:
         for terms, rows in waiting:
             averager.add(terms, rows)
         return None if self.over else norm
+
+    def tell(self, calls: Iterable[Callable[[], Any]], *, at_once: bool = True) -> None:
+        """Calls callbacks; what fails in one process ends training in all.
+
+        Args:
+            calls: with other processes each of them is made, as a later one may be a checkpoint
+                that all take part in.
+            at_once: now; else with the next thing that the processes tell each other.
+        """
+        reduction = self._reduction
+        if reduction is None:
+            for call in calls:
+                call()
+            return
+        for call in calls:
+            try:
+                call()
+            except Exception as error:
+                reduction.error = reduction.error or error
+        if at_once:
+            error, reduction.error = reduction.error, None
+            self.group.raise_for(error)
 
     def add(self, averager: Averager, terms: Terms, rows: int) -> None:
         """Terms of a batch; with other processes, when none of them has failed at it."""
@@ -141,14 +190,30 @@ class Joint:
         """After an epoch: signals and callbacks that end training in one process do so in all."""
         if self.group.alone:
             return
-        told = self.group.gathered((self._interrupts.received, state.stop))
-        self._interrupts.agreed = max((number or 0 for number, _ in told)) or None
-        state.stop = next((stop for _, stop in told if stop is not None), None)
+        moved = {id(leaf) for leaf in self._stepper.optimizer.leaves()}
+        named = self._stepper.parameters.tensors().items()
+        sums = sums_of({name: tensor for name, tensor in named if id(tensor) in moved})
+        told = self.group.gathered((self._interrupts.received, state.stop, sums))
+        self._interrupts.agreed = max((number or 0 for number, *_ in told)) or None
+        state.stop = next((stop for _, stop, _ in told if stop is not None), None)
+        refuse_drift([sums for *_, sums in told], state.epoch)
+
+    def notices(self, own: list[str]) -> list[str]:
+        """Those of all processes; what another alone has says whose it is."""
+        first, *others = self.group.gathered(own)
+        found = list(first)
+        for rank, notices in enumerate(others, 1):
+            for notice in notices:
+                line = f"process {rank}: {notice}"
+                if notice not in found and line not in found:
+                    found.append(line)
+        return found
 
     def leave(self, state: FitState) -> None:
         """After an error that this process alone may know of: it says nothing to the others."""
         if not self.group.alone:
-            self.group, state.whole = Group(self.group.rank), False
+            self.group, self._reduction = Group(self.group.rank), None
+            state.whole = False
 
     def close(self) -> None:
         """Lone steps are this process's own again, until they ask."""

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from amortized.errors import CheckWarning, NonFiniteError, ProgramError
+from amortized.errors import CheckWarning, NonFiniteError
+from amortized.fit.alike import refuse_totals, refuse_unshared, share_optimizer
 from amortized.fit.data import batch_length
 from amortized.fit.distributed import Group, current_group
 from amortized.fit.reduction import Reduction
 from amortized.fit.step import Stepper
-from amortized.fit.terms import Terms
-from amortized.programs.batches import leaves_of
 from amortized.programs.records import DataPlate
 
 
@@ -32,7 +31,7 @@ def lone_step(stepper: Stepper, batch: Any, data: DataPlate) -> float:
         return stepper.step(batch, data)
     rows = batch_length(batch)
     reduction = stepper.reduction
-    if reduction is None or reduction.group.size != group.size:
+    if reduction is None or reduction.group != group:
         reduction = stepper.reduction = _started(stepper, batch, group)
     if data.size is None:  # a plate that declares its rows alone has those of all processes
         data = replace(data, size=sum(group.gathered(rows)))
@@ -52,22 +51,9 @@ def lone_step(stepper: Stepper, batch: Any, data: DataPlate) -> float:
     return reduction.loss
 
 
-def refuse_totals(terms: Terms, batch: Any, group: Group) -> None:
-    """Raise where numbers of a part of the rows are no estimate of those of all.
-
-    Raises:
-        ProgramError: no plate says which part it is.
-    """
-    if not terms.per_datum and leaves_of(batch):
-        raise ProgramError(
-            f"no plate holds the observations, so the rows of each of {group.size} processes would "
-            "count as the whole data set; put them into pyro.plate('data', len(x)), or train in "
-            "one process"
-        )
-
-
 def _started(stepper: Stepper, batch: Any, group: Group) -> Reduction:
     """Parameters exist, and are those of the first process."""
+    refuse_unshared(group, stepper.loss.objective)
     told = group.gathered(batch_length(batch))
     if not all(told):  # programs do not run without rows
         others = group.gathered(batch)
@@ -75,6 +61,7 @@ def _started(stepper: Stepper, batch: Any, group: Group) -> Reduction:
     group.agreed(lambda: stepper.warm_up(batch))
     reduction = Reduction(group)
     reduction.start(stepper.part())
+    share_optimizer(group, stepper)
     streams = group.gathered(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
     if len(set(streams)) < group.size and group.writes:
         warnings.warn(

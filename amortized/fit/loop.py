@@ -65,6 +65,7 @@ class Loop:
         """Trains to the end of the plan, to a callback's stop, or to a signal."""
         shuffle, self._moment.val_seed = self._joint.seeds()
         self._moment.shuffle.manual_seed(shuffle)
+        self._joint.refuse_other_data(self.plan)
         self._resume()
         if self.plan.check and not self._checked:
             self._checked = self._joint.agreed(lambda: preflight(self.stepper, self.plan))
@@ -180,7 +181,8 @@ class Loop:
             self._select(batch, weight)
         state.whole = False
         try:
-            self._joint.attempt(batch, lambda: self._accumulate(batch, weight))
+            place = "" if plan.accumulate_grad_batches == 1 else f"batch {state.batch}: "
+            self._joint.attempt(batch, lambda: self._accumulate(batch, weight), place)
         except NonFiniteError as error:
             self._recover(error)
             apply = apply and self.stepper.pending
@@ -275,7 +277,8 @@ class Loop:
             return {}
         if state.epoch % plan.check_val_every_n_epoch:
             return dict.fromkeys((f"val_{key}" for key in keys), math.nan)
-        one_pass = partial(validated, self.stepper, plan, state, self._parts)
+        group = self._joint.group
+        one_pass = partial(validated, self.stepper, plan, state, self._parts, group)
         watched = {"check": self._interrupts.check, "last_good": self._last_good}
         # The same noise at every epoch: differences between epochs are then the parameters' alone,
         # and the training stream does not move.
@@ -307,6 +310,7 @@ class Loop:
         self.history.notices += collapse_notices(
             self.history, averager.local, self.state.epoch, moment.kl_weight
         )
+        self.history.notices = self._joint.notices(self.history.notices)
         return metrics
 
     def _save(self, folder: Path) -> Path:
@@ -375,13 +379,13 @@ class Loop:
         return failures
 
     def _call(self, hook: str) -> None:
-        for callback in self.plan.callbacks:
-            getattr(callback, hook)(self.state)
+        self._joint.tell(partial(getattr(c, hook), self.state) for c in self.plan.callbacks)
 
     def _tell(self, hook: str) -> None:
         """The same; one of them may end training, or save, before the others have heard of it."""
-        for callback in self._moment.telling.others(hook, self._named):
-            getattr(callback, hook)(self.state)
+        others = self._moment.telling.others(hook, self._named)
+        calls = (partial(getattr(callback, hook), self.state) for callback in others)
+        self._joint.tell(calls, at_once=hook != "on_train_batch_end")
 
 
 def _reached(count: int, limit: int | None) -> bool:

@@ -128,7 +128,8 @@ class Moment:
     def order(self) -> torch.Generator:
         """A generator in the state that decided the order of this epoch."""
         generator = torch.Generator()
-        generator.set_state(self._start["shuffle"])
+        # before the first epoch it is the state that will
+        generator.set_state(self._start.get("shuffle", self.shuffle.get_state()))
         return generator
 
     def start_clock(self) -> None:

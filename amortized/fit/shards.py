@@ -94,8 +94,9 @@ class OwnBatches(Batches):
 
     def __init__(self, own: LoaderBatches, group: Group) -> None:
         self.own = own
-        sampler = own.loader.sampler
-        self._sampler = sampler if isinstance(sampler, DistributedSampler) else None
+        inner = getattr(own.loader.batch_sampler, "sampler", None)
+        samplers = (s for s in (own.loader.sampler, inner) if isinstance(s, DistributedSampler))
+        self._sampler = next(samplers, None)
         lengths = group.gathered(own.num_batches)
         known = [length for length in lengths if length is not None]
         self.num_batches = max(known) if len(known) == len(lengths) else None
@@ -103,6 +104,8 @@ class OwnBatches(Batches):
         if self._sampler is not None:
             dataset: Any = self._sampler.dataset
             self.size = len(dataset)
+            if group.writes:
+                _warn_of_repeated_rows(self._sampler, len(dataset))
         elif group.writes:
             _warn_of_same_rows(own, group.size)
 
@@ -192,10 +195,23 @@ def _items(
         yield map_tensors(lambda tensor: tensor, batch)
 
 
+def _warn_of_repeated_rows(sampler: DistributedSampler[Any], size: int) -> None:
+    repeated = sampler.total_size - size
+    if repeated > 0:
+        warnings.warn(
+            f"a DistributedSampler of {size} rows for {sampler.num_replicas} processes repeats "
+            f"{repeated} of them in each pass, which then count twice, in held-out numbers too; "
+            "pass the data set or its tensors themselves: they are cut without repeating any",
+            CheckWarning,
+            stacklevel=2,
+        )
+
+
 def _warn_of_same_rows(own: LoaderBatches, processes: int) -> None:
+    count = "" if own.size is None else f", {own.size} of them"
     warnings.warn(
         f"a DataLoader without a DistributedSampler among {processes} processes: each of them "
-        f"passes over all {own.size or ''} data points of its own loader; give it "
+        f"passes over all data points of its own loader{count}; give it "
         "sampler=torch.utils.data.DistributedSampler(dataset), or pass the tensors or the data set "
         "themselves; if each process has a shard of its own, say how many data there are in all: "
         "SVI(..., data_plate=am.DataPlate(name, N))",

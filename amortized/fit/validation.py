@@ -14,12 +14,14 @@ import pyro
 
 from amortized.errors import CheckWarning, NonFiniteError
 from amortized.estimate import Estimate
+from amortized.fit.alike import refuse_totals
 from amortized.fit.buffers import MovingBuffers, put_back
 from amortized.fit.callbacks import FitState
 from amortized.fit.compiled.capture import CaptureError, StepInputs, StepProgram
 from amortized.fit.compiled.steps import CompiledSteps
 from amortized.fit.culprits import data_culprit, located
 from amortized.fit.data import guarded
+from amortized.fit.distributed import Group
 from amortized.fit.evaluate import in_parts
 from amortized.fit.memory import Parts
 from amortized.fit.plan import Plan
@@ -112,6 +114,7 @@ def validated(
     plan: Plan,
     state: FitState,
     parts: Parts,
+    group: Group,
     *,
     check: Callable[[], None],
     last_good: Callable[[], str],
@@ -123,6 +126,7 @@ def validated(
         plan: the data.
         state: where training stands.
         parts: as much of a batch as fits into memory.
+        group: the processes that validate together.
         check: called before each batch; may raise.
         last_good: says which checkpoint is good, for an error.
 
@@ -150,6 +154,7 @@ def validated(
         blame = partial(data_culprit, stepper, batch, numbers=partial(val.numbers, done))
         with located(lambda: f"{place} {done}", blame):  # noqa: B023
             for terms, rows in validation.terms(batch):
+                refuse_totals(terms, batch, group)
                 averager.add(terms, rows)
     return averager
 

@@ -38,6 +38,8 @@ class Objective(ABC):
     weighs_particles: bool = True
     #: whether the KL of a site has a weight or free bits of its own (additive objectives)
     by_site: bool = False
+    #: whether the loss of a batch is a sum over its rows, so that parts of a batch add up
+    sums_over_rows: bool = True
     #: whether such a weight moves with the number of batches
     scheduled: bool = False
 

@@ -74,6 +74,7 @@ class ELBO(Objective):
         self.beta = _by_site("beta", beta, 1.0)
         self.free_bits: dict[str, float] = _by_site("free_bits", free_bits, 0.0)
         self.by_site = bool(self.beta or self.free_bits)
+        self.sums_over_rows = not any(self.free_bits.values())
         self.scheduled = any(callable(weight) for weight in self.beta.values())
 
     def beta_of(self, site: str, step: Tensor) -> float | Tensor:

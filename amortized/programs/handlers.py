@@ -300,16 +300,17 @@ def record_of(
     for frame in msg["cond_indep_stack"]:
         size = frame.size if frame.size >= 0 else _size_at(msg, frame.dim)
         full = frame.full_size if frame.full_size is not None and frame.size >= 0 else size
-        if data.size is not None and frame.name == data.name and full == size:
-            if data.counted and data.rows not in (None, size):
+        # of the minibatch, or drawn from it: otherwise the plate knows the data set
+        if data.size is not None and frame.name == data.name and full in (size, data.rows):
+            if full == size and data.counted and data.rows not in (None, size):
                 raise UsageError(
                     f"plate {frame.name!r} was taken for the data plate, but it has {size} "
                     f"elements and the minibatch {data.rows} rows; name the plate whose elements "
                     "are rows, am.SVI(..., data_plate=...), or say how many elements this one has "
                     f"for all data: data_plate=am.DataPlate({frame.name!r}, N)"
                 )
+            scale = scale * (data.size / full)
             full = data.size
-            scale = scale * (full / size)
         sizes[frame.name] = (size, full)
         plate_scale = plate_scale * (full / size)
     return SiteRecord(

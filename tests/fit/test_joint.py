@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,29 @@ def test_a_signal_counts_when_all_know_of_it(joint: Joint) -> None:
     with pytest.raises(Interrupted):
         interrupts.check()
     assert state.stop == "early"
+
+
+def test_what_ends_training_in_another_process_ends_it_here(
+    joint: Joint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(self: Group, value: Any) -> list[Any]:
+        return [value, (signal.SIGTERM, "a callback", value[2])]
+
+    monkeypatch.setattr(Group, "gathered", told)
+    state = state_of(pair())
+    joint.agree(state)
+    assert state.stop == "a callback" and joint._interrupts.agreed == signal.SIGTERM
+
+
+def test_sums_of_processes_are_those_of_all_their_terms() -> None:
+    one, other, whole = Averager(), Averager(), Averager()
+    for averager, value, local in ((one, 1.0, {"z"}), (other, 4.0, {"y"})):
+        named = Terms({"loss": torch.tensor(value)}, True, frozenset(local))
+        for kept in (averager, whole):
+            kept.add(named, 3)
+    both = Averager.of([one.on_cpu(), other.on_cpu()])
+    assert both.means() == whole.means() == {"loss": 2.5}
+    assert both.local == whole.local == {"z", "y"} and both.weight == 6
 
 
 def test_data_that_end_by_a_signal_are_no_failure(joint: Joint) -> None:

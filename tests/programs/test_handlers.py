@@ -171,6 +171,28 @@ def test_a_plate_that_knows_the_data_set_is_left_alone() -> None:
     assert estimate.run.guide["z"].scale == 5.0
 
 
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("size", [4, 12])
+def test_rows_drawn_from_a_minibatch_are_scaled_to_the_data_set(size: int, vectorize: bool) -> None:
+    """A global latent counts once, whichever rows of the minibatch the plate takes."""
+    x = torch.tensor([0.5, 0.5, 0.5, 0.5])
+
+    def model(x: torch.Tensor) -> None:
+        w = pyro.sample("w", dist.Delta(torch.tensor(1.0), log_density=-3.0))
+        with pyro.plate("data", len(x), subsample_size=2) as rows:
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x[rows])
+
+    def guide(x: torch.Tensor) -> None:
+        pyro.sample("w", dist.Delta(torch.tensor(1.0)))
+
+    data = am.DataPlate("data", size, rows=4, counted=True)
+    loss = am.VariationalLoss(vectorize=vectorize)
+    estimate = loss.estimate(model, guide, (x,), {}, data=data)
+    of_row = -dist.Normal(1.0, 1.0).log_prob(x[0]).item()
+    assert estimate.loss.item() == pytest.approx(3.0 + size * of_row)
+    assert estimate.data_size == size
+
+
 @pytest.mark.parametrize("size", [None, am.DataPlate("data", 12), am.DataPlate("data", 12, rows=3)])
 def test_a_plate_without_a_size_has_that_of_its_sites(size: am.DataPlate | None) -> None:
     x = torch.tensor([0.5, -1.0, 2.0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.fit.processes import jobs
+from tests.fit.processes import jobs, unlike
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size
     )
     for name in sys.argv[4:]:
-        found = getattr(jobs, name)(folder)
+        found = getattr(jobs if hasattr(jobs, name) else unlike, name)(folder)
         torch.save(found, folder / f"{name}-{rank}.pt")
     dist.destroy_process_group()
 

@@ -121,8 +121,7 @@ class Selecting:
                 learned=known.by_name() if step else {},
                 signal=1.0 if step else _TO_COME,
             )
-            present = {site: name_of(recipe) for site, recipe in known.chosen().items()}
-            return searched(setting, None, lambda seconds: seconds * steps, present=present)
+            return searched(setting, None, lambda seconds: seconds * steps)
 
     def _switched(self, outcome: Outcome, batch: Any, place: str) -> list[str]:
         """Takes over what was chosen, with what it has learned in the pilot."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import amortized as am
-from amortized.compare.pilot.options import Option
+from amortized.compare.pilot.options import Option, name_of
 from amortized.compare.pilot.outcome import Outcome, Row
 from amortized.errors import ProgramError
 from amortized.estimators.choice import estimator_of
@@ -71,10 +71,11 @@ def forced(*names: str):
     """A search that finds these names, one a call."""
     waiting = iter(names)
 
-    def search(setting, candidates, budget, present):
+    def search(setting, candidates, budget):
         name = next(waiting)
         option = Option(name, estimator_of(name))
-        before = {"c": present.get("c", "moving_average")}
+        chosen = setting.loss.estimators.chosen()
+        before = {"c": name_of(chosen["c"]) if chosen else "moving_average"}
         row = Row("c", name, "chosen", "because", work=1.0)
         return Outcome({}, {"c": option}, before, [row], 0.5)
 
@@ -112,7 +113,7 @@ def test_before_the_first_step_nothing_is_learned_and_steps_to_come_count(monkey
     monkeypatch.setattr(selecting, "_MOMENTS", ((0.0, 0.1), (0.003, 0.1)))  # at step 6
     settings = []
 
-    def search(setting, candidates, budget, present):
+    def search(setting, candidates, budget):
         settings.append(setting)
         kept = Option("moving_average", estimator_of("moving_average"))
         row = Row("c", kept.name, "kept", "because", seconds=1.0, work=1.0)

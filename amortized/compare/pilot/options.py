@@ -54,7 +54,7 @@ class Option:
 @final
 @dataclass(frozen=True, eq=False)
 class SiteOptions:
-    """What may be tried at a site, the simplest first; ``start`` is what it has at the beginning.
+    """What may be tried at a site, the simplest first; ``start`` is what is in use, and one of it.
 
     ``fixed`` says why nothing may be tried; empty: it may.
     """
@@ -69,34 +69,42 @@ class SiteOptions:
         """Those without a refusal."""
         return [] if self.fixed else [option for option in self.options if not option.refusal]
 
+    @property
+    def unopposed(self) -> str:
+        """Why nothing is measured beside what is in use; empty: something may be."""
+        if len(self.admissible) > 1:
+            return ""
+        offered = len(self.options) > 1
+        return "no candidate " + ("serves" if offered else "was offered for") + " this site"
+
 
 def options_at(
     site: Site, own: Estimator, asked: Candidates, *, biased: bool, weighted: bool, reason: str
 ) -> SiteOptions:
-    """What may be tried at a site.
+    """What may be tried at a site: what is in use, whatever is asked, and the candidates.
 
     Args:
         site: the latent.
-        own: the estimator that it has if nobody asks.
+        own: the estimator in use, which others have to beat; it may be biased.
         asked: the candidates of the caller.
-        biased: whether an estimator may be biased.
+        biased: whether a candidate may be biased.
         weighted: whether the objective weights draws by each other.
         reason: why the site has that one: a wish of the program fixes it.
 
     Raises:
         UsageError: an unknown estimator.
     """
-    default = _option(name_of(own), own, site, biased=True, weighted=weighted)
+    start = _option(name_of(own), own, site, biased=True, weighted=weighted)
     if reason.startswith("infer["):
-        return SiteOptions(site, [], default, f"the program asks for it: {reason}")
+        return SiteOptions(site, [], start, f"the program asks for it: {reason}")
     specs = _specs(site, asked)
     options = [
-        _option(name, estimator_of(spec), site, biased=biased, weighted=weighted)
+        start
+        if name == start.name
+        else _option(name, estimator_of(spec), site, biased=biased, weighted=weighted)
         for name, spec in specs.items()
     ]
-    served = [option for option in options if not option.refusal]
-    start = next((o for o in served if o.name == default.name), (served or [default])[0])
-    return SiteOptions(site, options, start, "" if served else "no candidate serves the site")
+    return SiteOptions(site, options if start in options else [start, *options], start)
 
 
 def name_of(recipe: Estimator) -> str:

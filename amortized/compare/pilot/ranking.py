@@ -54,14 +54,15 @@ class Signals:
         self.share = share
         self.means: dict[str, GroupNoise] = {}
         self._largest: dict[str, float] = {}
+        self._ranks: dict[str, tuple[bool, float]] = {}
 
     def add(self, attempt: Attempt) -> None:
         """Takes a mapping into account."""
         for group, noise in attempt.noise.items():
             self._largest[group] = max(noise.variance, self._largest.get(group, 0.0))
-            known = self.means.get(group)
-            if known is None or (not attempt.biased and noise.error < known.error):
-                self.means[group] = noise
+            rank = attempt.biased, noise.error
+            if group not in self.means or rank < self._ranks[group]:
+                self.means[group], self._ranks[group] = noise, rank
 
     def steps(self, attempt: Attempt) -> tuple[float, float, float]:
         """How many times the steps of a gradient without noise are needed; with an interval.

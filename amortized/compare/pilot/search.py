@@ -51,27 +51,23 @@ def searched(
     budget: Budget,
     *,
     biased: bool = False,
-    present: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Look for the mapping with the least work; programs, generators and losses stay as they are.
 
     Args:
-        setting: the programs on a batch, and how they are trained.
-        candidates: what may be tried.
+        setting: the programs on a batch, and how they are trained. The estimators of its loss are
+            those in use.
+        candidates: what may be tried beside them.
         budget: seconds of the pilot.
-        biased: whether biased estimators may be.
-        present: names of the estimators in use by site; default those of the library.
+        biased: whether biased candidates may be.
 
     Raises:
-        AmortizedError: the programs fail with what the sites have at the beginning.
+        AmortizedError: the programs fail with the estimators in use.
         UsageError: candidates that are none.
     """
     began = setting.clock()
     with isolated(setting.pair.model, setting.pair.guide):
         outcome = _found_sites(setting, candidates, biased=biased)
-        for site, of in outcome.options.items():
-            names = {option.name: option for option in of.admissible}
-            outcome.chosen[site] = names.get((present or {}).get(site, ""), of.start)
         outcome.before = {site: option.name for site, option in outcome.chosen.items()}
         search = _Search(setting, trained(setting.pair), outcome, budget)
         search.run()
@@ -82,7 +78,9 @@ def searched(
 
 def _found_sites(setting: Setting, candidates: Candidates, *, biased: bool) -> Outcome:
     """The random sites of the guide, and what each may have."""
-    pair, look = setting.pair, setting.loss.with_estimators(None)
+    pair, recipes = setting.pair, setting.loss.estimators.recipes
+    given = recipes.by_pattern
+    look = setting.loss.with_estimators(given["*"] if recipes.for_all else given)
     with torch.no_grad():
         run = look.estimate(pair.model, pair.guide, pair.args, pair.kwargs, data=setting.data).run
     reasons, own = look.estimators.reasons, look.estimators.by_name()
@@ -156,7 +154,7 @@ class _Search:
     def _declare(self) -> None:
         """A row for every candidate, measured or not."""
         for site, of in self.outcome.options.items():
-            if not of.options or of.fixed:
+            if of.fixed:
                 name = of.start.name
                 self._rows[site, name] = Row(site, name, "fixed", of.fixed, of.start.bias)
             for option in of.options:
@@ -342,7 +340,7 @@ class _Search:
             site,
             option.name,
             "kept" if work is before else "worse" if worse else "tied",
-            "no other one was clearly better" if work is before else why,
+            "in use, and no candidate was clearly better" if work is before else why,
             option.bias,
             variance=sum(part.variance for part in parts),
             variance_interval=(
@@ -360,9 +358,10 @@ class _Search:
         for (site, name), row in self._rows.items():
             chosen = self.outcome.chosen[site].name == name
             if chosen and row.verdict not in ("chosen", "fixed"):
-                why = (
-                    row.why if row.verdict == "kept" else "nothing was measured: it has it already"
-                )
+                why = row.why
+                if row.verdict != "kept":
+                    ended = "the budget ended before anything was measured"
+                    why = f"in use, and {self.outcome.options[site].unopposed or ended}"
                 self._rows[site, name] = replace(row, verdict="kept", why=why)
             elif not chosen and row.verdict in ("chosen", "kept"):
                 self._rows[site, name] = replace(row, verdict="worse")

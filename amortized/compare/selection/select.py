@@ -40,10 +40,11 @@ def select_estimators(
 ) -> Selection:
     r"""Choose an estimator for every latent site by measuring at the present parameters.
 
-    Sites begin with the library's defaults. First one estimator is tried at all sites that are not
-    reparameterized. Then one site after the other, that with the noisiest gradient first, gets its
-    candidates tried while the others stay as they were chosen so far; a second round follows where
-    the first one changed something. What is compared is the work
+    What is in use, the mapping of the given loss or else the library's default, is measured at each
+    site beside the candidates, and stays where none of them is clearly better. First one estimator
+    is tried at all sites that are not reparameterized. Then one site after the other, that with the
+    noisiest gradient first, gets its candidates tried while the others stay as they were chosen so
+    far; a second round follows where the first one changed something. What is compared is the work
 
     .. math::
         \text{seconds} \times \sqrt{1 + \frac{\operatorname{tr}\operatorname{Cov} g}
@@ -60,12 +61,13 @@ def select_estimators(
         guide: the inference program.
         batch: what both are called with: a tensor, a tuple or a dict; as large as in training.
         candidates: estimators or names, for all sites, or by site name or glob; default all that
-            have a name and serve the site.
+            have a name and serve the site. A site that none is offered for keeps what is in use.
         budget_seconds: of the pilot, processor seconds on a CPU. What is measured by then decides;
-            0 gives the defaults.
-        biased: whether biased estimators may be chosen.
+            0 gives what is in use.
+        biased: whether biased candidates may be chosen.
         seed: of all draws; default one that follows from the state of torch's generator.
-        objective: the bound, or a loss whose objective and options are taken; default ``ELBO()``.
+        objective: the bound, or a loss whose objective, options and estimators are taken; default
+            ``ELBO()``.
         captured: steps are timed as `SVI` replays them; False: as the programs run, with
             ``compile="off"`` or under Pyro's own SVI.
         warmup_steps: so many steps what estimators learn is trained first, with model and guide
@@ -77,7 +79,7 @@ def select_estimators(
         UsageError: a wrong argument.
         EstimatorError: the objective takes samples as data.
         ProgramError: the programs fail on the batch.
-        NonFiniteError: the gradient of the defaults is not finite.
+        NonFiniteError: the gradient of what is in use is not finite.
 
     >>> import amortized as am, pyro, pyro.distributions as dist, torch
     >>> def model(): pyro.factor("f", (pyro.sample("b", dist.Bernoulli(0.3)) - 0.45) ** 2)

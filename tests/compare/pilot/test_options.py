@@ -11,8 +11,8 @@ BIT = Site("b", dist.Bernoulli(torch.full((2,), 0.5)))
 CODE = Site("z", dist.Normal(torch.zeros(2), 1.0))
 
 
-def options(site, asked=None, *, biased=False, weighted=False, reason="default"):
-    own = default_for(site).recipe
+def options(site, asked=None, own=None, *, biased=False, weighted=False, reason="default"):
+    own = default_for(site).recipe if own is None else own
     return options_at(site, own, asked, biased=biased, weighted=weighted, reason=reason)
 
 
@@ -49,11 +49,34 @@ def test_a_reparameterized_site_is_not_tried_with_scores():
 def test_candidates_for_all_sites_by_name_and_by_glob():
     asked = {"b": ["disarm", am.ScoreFunction(am.Constant(-3.0))], "*": ["enumerate"]}
     names = [o.name for o in options(BIT, asked).options]
-    assert names == ["disarm", "ScoreFunction(baseline=Constant(-3.0))"]
-    assert options(BIT, asked).start.name == "disarm"
-    assert options(CODE, asked).fixed == "no candidate serves the site"
-    assert options(CODE, asked).admissible == []
-    assert [o.name for o in options(CODE, ["enumerate", "pathwise"]).admissible] == ["pathwise"]
+    assert names == ["moving_average", "disarm", "ScoreFunction(baseline=Constant(-3.0))"]
+    names = [o.name for o in options(CODE, ["enumerate", "pathwise"]).admissible]
+    assert names == ["pathwise"]
+
+
+def test_what_is_in_use_is_always_among_the_options():
+    found = options(BIT, ["leave_one_out", "enumerate"])
+    assert [o.name for o in found.admissible] == ["moving_average", "leave_one_out", "enumerate"]
+    assert found.start.name == "moving_average"
+    found = options(BIT, ["leave_one_out", "disarm"], am.DisARM())
+    assert [o.name for o in found.admissible] == ["leave_one_out", "disarm"]
+    assert found.start.name == "disarm"
+
+
+def test_what_is_in_use_may_be_biased_and_says_so():
+    found = options(BIT, ["leave_one_out", "straight_through"], am.StraightThrough())
+    assert [o.name for o in found.admissible] == ["leave_one_out", "straight_through"]
+    assert found.start.name == "straight_through" and found.start.bias
+    assert [o.name for o in options(BIT, ["straight_through"]).admissible] == ["moving_average"]
+
+
+@pytest.mark.parametrize("asked", [{"b": ["disarm"]}, {"*": ["enumerate"]}])
+def test_a_site_that_no_candidate_serves_keeps_what_is_in_use(asked):
+    found = options(CODE, asked)
+    assert found.fixed == "" and [o.name for o in found.admissible] == ["pathwise"]
+    refused = {o.name: o.refusal for o in found.options if o.refusal}
+    assert refused.keys() == ({"enumerate"} if "*" in asked else set())
+    assert all("no finite support" in why for why in refused.values())
 
 
 def test_a_wish_of_the_program_stands():

@@ -46,6 +46,17 @@ def test_for_steps_to_come_a_share_of_the_signal_counts():
         assert signals.nearly_noiseless(noisy) == (share == 1.0)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_biased_mean_is_no_reference_where_there_is_another(first):
+    signals = Signals()
+    exact = attempt(biased=True, guide=noise(0.0, 5.0))
+    fair = attempt(guide=noise(10.0, 1.0))
+    for one in (exact, fair) if first else (fair, exact):
+        signals.add(one)
+    assert signals.means["guide"] is fair.noise["guide"]
+    assert signals.steps(exact)[0] > 3.0
+
+
 def test_the_error_of_a_mean_is_no_signal():
     assert noise(10.0, 0.05, 1000).signal == pytest.approx(0.01)
     assert noise(10.0, 2.0, 1000).signal == pytest.approx(3.99)

@@ -19,8 +19,8 @@ def ticking(step: float = 1e-3):
     return lambda: step * next(ticks)
 
 
-def look(pair: Pair, candidates=None, budget=math.inf, *, seed: int = 0, **options):
-    setting = Setting(pair, am.VariationalLoss(), clock=ticking(), warmup_steps=2)
+def look(pair: Pair, candidates=None, budget=math.inf, *, seed: int = 0, in_use=None, **options):
+    setting = Setting(pair, am.VariationalLoss(None, in_use), clock=ticking(), warmup_steps=2)
     with isolated(pair.model, pair.guide):
         seed_torch(seed)
         return searched(setting, candidates, budget, **options)
@@ -134,15 +134,66 @@ def test_a_program_that_asks_for_an_estimator_gets_it():
 
 
 def test_what_is_in_use_is_what_others_have_to_beat():
-    found = look(coin_pair(), ["score_function", "disarm"], present={"b": "disarm"})
+    found = look(coin_pair(), ["score_function", "disarm"], in_use={"b": "disarm"})
     assert found.before == {"b": "disarm"} and found.chosen["b"].name == "disarm"
     verdicts = {row.candidate: row.verdict for row in found.rows}
     assert verdicts == {"score_function": "worse", "disarm": "kept"}
 
 
+def test_the_default_is_in_use_where_a_loss_names_none_and_is_measured():
+    found = look(coin_pair(), ["score_function", "disarm"])
+    assert found.before == {"b": "moving_average"} and found.chosen["b"].name == "disarm"
+    rows = {row.candidate: row for row in found.rows}
+    assert rows.keys() == {"moving_average", "score_function", "disarm"}
+    assert all(row.work is not None for row in rows.values())
+    assert rows["disarm"].why.endswith("of the work of moving_average")
+
+
+def test_what_is_in_use_is_kept_where_no_candidate_is_better():
+    found = look(coin_pair(), ["score_function"], in_use={"b": "enumerate"})
+    assert found.chosen["b"].name == "enumerate"
+    rows = {row.candidate: row for row in found.rows}
+    assert (rows["enumerate"].verdict, rows["score_function"].verdict) == ("kept", "worse")
+    assert rows["enumerate"].why == "in use, and no candidate was clearly better"
+
+
+def test_a_biased_one_in_use_is_compared_with_the_means_of_those_without_a_bias():
+    pair = Pair(_smooth, coin.guide, ())
+    found = look(pair, ["enumerate"], in_use={"b": "straight_through"})
+    rows = {row.candidate: row for row in found.rows}
+    assert rows["straight_through"].bias and rows["straight_through"].work is not None
+    # its variance is small, its squared bias is not
+    assert rows["straight_through"].steps > 2.0 and found.chosen["b"].name == "enumerate"
+
+
+@pytest.mark.parametrize(
+    ("candidates", "budget", "why"),
+    [
+        ({"b": ["enumerate"]}, math.inf, "in use, and no candidate was offered for this site"),
+        (["enumerate"], math.inf, "in use, and no candidate serves this site"),
+        (["leave_one_out"], 0.0, "in use, and the budget ended before anything was measured"),
+    ],
+)
+def test_why_a_site_keeps_what_nothing_was_measured_beside(candidates, budget, why):
+    def model() -> None:
+        b = pyro.sample("b", dist.Bernoulli(0.5))
+        pyro.factor("f", b * pyro.sample("z", dist.Normal(0.0, 1.0)))
+
+    def guide() -> None:
+        pyro.sample("b", dist.Bernoulli(logits=coin.phi()))
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0))
+
+    found = look(Pair(model, guide, ()), candidates, budget)
+    rows = {row.candidate: row for row in found.rows if row.site == "z"}
+    assert (rows["pathwise"].verdict, rows["pathwise"].why) == ("kept", why)
+    if candidates == ["enumerate"]:
+        assert rows["enumerate"].verdict == "refused"
+        assert "no finite support" in rows["enumerate"].why
+
+
 def test_what_has_no_noise_is_not_compared_with_what_evaluates_as_much():
     names = ["moving_average", "leave_one_out", "enumerate"]
-    found = look(coin_pair(), names, present={"b": "enumerate"})
+    found = look(coin_pair(), names, in_use={"b": "enumerate"})
     rows = {row.candidate: row for row in found.rows}
     # one copy in the place of two may take less time
     assert rows["moving_average"].work is not None

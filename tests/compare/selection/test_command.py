@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 
 import pytest
@@ -43,14 +45,22 @@ def call(tmp_path, capsys, monkeypatch):
 def test_the_choice_is_ready_to_paste(call):
     code, out, _ = call("--candidate", "leave_one_out", "--candidate", "enumerate")
     assert code == 0
-    assert out.splitlines()[-1] in ("--estimator c=leave_one_out", "--estimator c=enumerate")
+    offered = ("moving_average", "leave_one_out", "enumerate")
+    assert out.splitlines()[-1] in [f"--estimator c={name}" for name in offered]
+
+
+def test_what_is_in_use_is_measured_beside_the_candidates(call):
+    asked = ("--candidate", "leave_one_out", "--candidate", "enumerate", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(call(*asked)[1])))
+    assert {row["candidate"] for row in rows} == {"moving_average", "leave_one_out", "enumerate"}
+    assert all(float(row["seconds"]) > 0 for row in rows)
 
 
 def test_json_has_the_options_too(call):
     code, out, _ = call("--candidate", "c=disarm", "--candidate", "c=straight_through", "--biased")
     assert code == 0 and "straight_through (biased)" in out
     code, out, _ = call("--candidate", "disarm", "--format", "json", "--budget", "0")
-    assert code == 0 and json.loads(out)["options"] == ["c=disarm"]
+    assert code == 0 and json.loads(out)["options"] == ["c=moving_average"]
 
 
 def test_a_mistake_is_one_sentence(call):

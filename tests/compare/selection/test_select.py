@@ -20,11 +20,12 @@ def test_the_mapping_is_what_a_loss_takes():
 
 def test_several_data_and_sites_by_the_processors_time():
     model, guide = coin.chain()
+    loss = am.VariationalLoss(estimators={"c": "score_function"})
     found = am.select_estimators(
-        model, guide, coin.chain_batch(), {"c": ["score_function", "enumerate"]}, seed=0
+        model, guide, coin.chain_batch(), {"c": ["enumerate"]}, seed=0, objective=loss
     )
-    assert found.names == {"c": "enumerate"}
-    assert found.reasons["z"] == "no candidate serves the site"
+    assert found.names == {"c": "enumerate", "z": "pathwise"}
+    assert found.reasons["z"] == "in use, and no candidate was offered for this site"
     assert found.row("c", "enumerate").verdict == "chosen"
     assert found.pilot_seconds > 0
 
@@ -46,7 +47,17 @@ def test_the_options_of_a_loss_are_kept():
     found = am.select_estimators(
         coin.model, coin.guide, (), ["leave_one_out", "enumerate"], seed=0, objective=loss
     )
-    assert found.names["b"] in ("leave_one_out", "enumerate")
+    assert found.names["b"] in ("disarm", "leave_one_out", "enumerate")
+    assert found.row("b", "disarm").work is not None, "it is what the loss has"
+
+
+def test_a_site_that_nothing_was_offered_for_keeps_what_the_loss_has():
+    model, guide = coin.chain()
+    loss = am.VariationalLoss(estimators={"z": "measure_valued"})
+    found = am.select_estimators(
+        model, guide, coin.chain_batch(), {"c": ["enumerate"]}, seed=0, objective=loss
+    )
+    assert found.names["z"] == "measure_valued"
 
 
 def test_one_seed_one_result():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, final
 
@@ -14,6 +14,7 @@ from pyro.infer import ELBO as PyroELBO
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
+from amortized.checks.gradients import leaves_under
 from amortized.errors import AmortizedError, EstimatorError, UsageError
 from amortized.estimators.base import Estimator
 from amortized.estimators.choice import Spec
@@ -48,6 +49,13 @@ class Pair:
     def __init__(self, model: Program, guide: Program, batch: Any) -> None:
         self.model, self.guide, self.batch = model, guide, batch
         self.args, self.kwargs = aliases(*as_arguments(batch))
+
+    def registered(self) -> list[Tensor]:
+        """All parameters, of the programs and of Pyro's store, trained or not."""
+        modules = modules_of(self.model, self.guide)
+        named = pyro.get_param_store().named_parameters()
+        own = (p for module in modules for p in module.parameters(recurse=False))
+        return [*own, *(leaf for _, leaf in named)]
 
 
 class Candidate(ABC):
@@ -85,6 +93,7 @@ class Ours(Candidate):
     def __init__(self, loss: VariationalLoss) -> None:
         self.loss = loss
         self.target = THE_ELBO if loss.objective.additive else repr(loss.objective)
+        self._backward: Backward | None = None
 
     @property
     def bias(self) -> str:
@@ -97,13 +106,14 @@ class Ours(Candidate):
         programs, loss = (pair.model, pair.guide), self.loss
         loss.warm_up(*programs, pair.batch)
         own = [p for p in loss.parameters() if p.requires_grad]
+        self._backward = Backward(pair, loss)
         learns = own and loss.training and steps > 0
         optimizer = torch.optim.Adam(own, lr=_LEARNING_RATE) if learns else None
         for _ in range(steps):
             with buffers_aside(*programs):
                 estimate = loss.estimate(*programs, pair.args, pair.kwargs)
                 if optimizer is not None:
-                    found = torch.autograd.grad(estimate.loss, own, allow_unused=True)
+                    found = self._backward(estimate.loss, own)
                     for parameter, gradient in zip(own, found, strict=True):
                         parameter.grad = gradient
                 loss.learn(estimate)
@@ -112,11 +122,10 @@ class Ours(Candidate):
 
     def gradient(self, pair: Pair, leaves: Sequence[Tensor]) -> Tensor:
         """Without what estimators would learn of it."""
+        backward = self._backward or Backward(pair, self.loss)
         with buffers_aside(pair.model, pair.guide):
             loss = self.loss.estimate(pair.model, pair.guide, pair.args, pair.kwargs).loss
-            if not loss.requires_grad:
-                return flat([None] * len(leaves), leaves)
-            return flat(torch.autograd.grad(loss, list(leaves), allow_unused=True), leaves)
+            return flat(backward(loss, leaves), leaves)
 
     def quiet(self) -> AbstractContextManager[None]:
         """Without comparing copies."""
@@ -150,7 +159,7 @@ class Pyros(Candidate):
     def prepare(self, pair: Pair, steps: int) -> None:
         """Running means of baselines lie in Pyro's store."""
         for _ in range(steps):
-            with buffers_aside(pair.model, pair.guide), _gradients_aside(pair, ()):
+            with buffers_aside(pair.model, pair.guide), gradients_aside(pair.registered()):
                 self.loss.loss_and_grads(pair.model, pair.guide, *pair.args, **pair.kwargs)
 
     def gradient(self, pair: Pair, leaves: Sequence[Tensor]) -> Tensor:
@@ -159,7 +168,7 @@ class Pyros(Candidate):
         with (
             store.scope(store.get_state()),
             buffers_aside(pair.model, pair.guide),
-            _gradients_aside(pair, leaves),
+            gradients_aside([*leaves, *pair.registered()]),
         ):
             self.loss.loss_and_grads(pair.model, pair.guide, *pair.args, **pair.kwargs)
             return flat([leaf.grad for leaf in leaves], leaves)
@@ -217,14 +226,33 @@ def flat(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> Tensor
     return torch.cat([g.detach().reshape(-1) for g in filled])
 
 
+@final
+class Backward:
+    """Gradients by a plain backward pass, as training takes them.
+
+    With ``inputs=``, or by ``torch.autograd.grad``, a reentrant checkpoint silently has none.
+    """
+
+    def __init__(self, pair: Pair, loss: VariationalLoss) -> None:
+        self._beside = [*pair.registered(), *loss.parameters()]
+        self._met: list[Tensor] | None = None
+
+    def __call__(self, loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
+        """Of these leaves; what any leaf had before stays its gradient."""
+        if not loss.requires_grad:
+            return [None] * len(leaves)
+        if self._met is None:  # tensors that nobody registered
+            self._met = [*leaves_under(loss).values()]
+        with gradients_aside([*leaves, *self._beside, *self._met]):
+            loss.backward()
+            return [leaf.grad for leaf in leaves]
+
+
 @contextmanager
-def _gradients_aside(pair: Pair, leaves: Sequence[Tensor]) -> Iterator[None]:
+def gradients_aside(leaves: Iterable[Tensor]) -> Iterator[None]:
     """Backward passes start from no gradient, and what was there is put back."""
-    modules = modules_of(pair.model, pair.guide)
-    every = [*leaves, *(leaf for _, leaf in pyro.get_param_store().named_parameters())]
-    every += [p for module in modules for p in module.parameters(recurse=False)]
-    kept = [(leaf, leaf.grad) for leaf in every]
-    for leaf in every:
+    kept = [(leaf, leaf.grad) for leaf in leaves]
+    for leaf, _ in kept:
         leaf.grad = None
     try:
         yield

@@ -14,7 +14,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from amortized.compare.candidates import Pair, flat
+from amortized.compare.candidates import Backward, Pair, flat
 from amortized.compare.draws import Sampler
 from amortized.compare.groups import Trained
 from amortized.compare.moments import Interval, block_sums
@@ -123,6 +123,7 @@ class Attempt:
         self.seconds, self.spread, self.eager = math.nan, 0.0, math.nan
         self._ratios: list[float] = []
         self._own: list[Tensor] = []
+        self._backward = Backward(setting.pair, self.loss)
         self._sampler: Sampler | None = None
         self._step: Callable[[], object] = self.gradient
 
@@ -144,6 +145,7 @@ class Attempt:
             isinstance(e, Estimator) and e.bias for e in loss.estimators.by_site.values()
         )
         self._own = [p for p in loss.parameters() if p.requires_grad]
+        self._backward = Backward(pair, loss)
         if warm:
             self._learn()
         self.eager = self.once()
@@ -152,10 +154,7 @@ class Attempt:
         """One draw, shape ``[P + Q]``: what estimators learn by comes last."""
         leaves = [*self.known.leaves.values(), *self._own]
         with buffers_aside(self.setting.pair.model, self.setting.pair.guide):
-            loss = self._estimate().loss
-            if not loss.requires_grad:
-                return flat([None] * len(leaves), leaves)
-            return flat(torch.autograd.grad(loss, leaves, allow_unused=True), leaves)
+            return flat(self._backward(self._estimate().loss, leaves), leaves)
 
     def draw(self, count: int) -> None:
         """Measures the noise of so many draws; earlier ones are forgotten.
@@ -262,7 +261,7 @@ class Attempt:
                 with buffers_aside(pair.model, pair.guide):
                     estimate = self._estimate()
                     if own:
-                        optimizer.step(torch.autograd.grad(estimate.loss, own, allow_unused=True))
+                        optimizer.step(self._backward(estimate.loss, own))
                     self.loss.learn(estimate)
 
 

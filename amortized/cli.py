@@ -66,7 +66,11 @@ _OPTIONS = (
 _AMBIGUOUS = (
     *(("lr", "--lr"), ("device", "--device"), ("seed", "--seed"), ("seeds", "--seeds")),
     *(("workers", "--workers"), ("folder", "--folder"), ("parameters", "--parameter")),
-    *(("num_draws", "--num-draws"), ("warmup_steps", "--warmup-steps")),
+    *(
+        ("num_draws", "--num-draws"),
+        ("budget_seconds", "--budget"),
+        ("warmup_steps", "--warmup-steps"),
+    ),
     *(("check_every", "--check-every"), ("reference", "--reference")),
 )
 # the first that fits decides
@@ -236,6 +240,9 @@ def compare(
         bool, typer.Option("--train", help="Train each candidate; else gradients are measured.")
     ] = False,
     num_draws: Annotated[int, typer.Option(help="Draws of the gradient of each candidate.")] = 1000,
+    budget: Annotated[
+        float, typer.Option(help="Seconds; fewer draws where so many would last longer.")
+    ] = 20.0,
     warmup_steps: Annotated[int, typer.Option(help="Draws that baselines learn from first.")] = 0,
     reference: Annotated[str, typer.Option(help="auto, exact or long.")] = "auto",
     parameter: Annotated[
@@ -263,6 +270,7 @@ def compare(
 ) -> None:
     """Compare estimators: bias, variance and cost of their gradients, or whole trainings."""
     gradients = {"num_draws": num_draws, "warmup_steps": warmup_steps, "reference": reference}
+    gradients |= {"budget_seconds": budget, "parameters": parameter}
     training = {"max_steps": max_steps, "seeds": seeds, "check_every": check_every, "lr": lr}
     training |= {"workers": workers, "folder": folder, "progress": progress}
     bound = objective_of(objective, num_particles, _kl(kl))
@@ -271,7 +279,7 @@ def compare(
         candidates=estimator or [],
         report=report,
         format=format,
-        gradients={**gradients, "parameters": parameter},
+        gradients=gradients,
         batch_size=batch_size,
         training=training if train else None,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -10,9 +12,17 @@ import numpy as np
 import torch
 
 from amortized.checks.isolation import isolated, seed_torch
-from amortized.compare.candidates import CandidateSpec, Pair, as_candidate, naming
+from amortized.compare.candidates import Candidate, CandidateSpec, Pair, as_candidate, naming
+from amortized.compare.draws import Sampler
 from amortized.compare.groups import Trained, trained
-from amortized.compare.measure import LEAST_DRAWS, Measured, measure, seconds_a_draw
+from amortized.compare.measure import (
+    LEAST_DRAWS,
+    Measured,
+    measured,
+    pace_of,
+    prepared,
+    seconds_a_draw,
+)
 from amortized.compare.moments import GroupSums, bias_of
 from amortized.compare.reference import Reference, ReferenceKind, reference_of
 from amortized.compare.result import GradientComparison, GradientRow
@@ -30,6 +40,7 @@ def compare_gradients(
     candidates: Mapping[str, CandidateSpec],
     *,
     num_draws: int = 1000,
+    budget_seconds: float | None = None,
     warmup_steps: int = 0,
     reference: ReferenceKind = "auto",
     parameters: Sequence[str] | str | None = None,
@@ -66,6 +77,9 @@ def compare_gradients(
         candidates: by name: a `VariationalLoss`, a loss of Pyro's, a mapping of estimators by site,
             or one estimator (or its name) for all sites.
         num_draws: of each candidate, at least 50.
+        budget_seconds: of a clock; fewer draws are made where so many would last longer, of each
+            candidate as many and at least 50, for half of it, and those of a long reference for the
+            rest. ``num_draws`` of the result says how many, and that many give the same draws.
         warmup_steps: as many draws move what estimators remember before the first one counts.
         reference: ``"exact"`` refuses anything but enumeration; ``"long"`` does without it.
         parameters: names or globs of parameters that get rows of their own.
@@ -85,25 +99,42 @@ def compare_gradients(
     (False, {'the ELBO': 'exact, by enumeration'})
     """
     asked = _asked(parameters)
-    _refuse(candidates, num_draws, warmup_steps, reference, seed)
+    _refuse(candidates, num_draws, budget_seconds, warmup_steps, reference, seed=seed)
+    until = None if budget_seconds is None else time.perf_counter() + budget_seconds
     made = {name: as_candidate(name, spec) for name, spec in candidates.items()}
     pair = Pair(model, guide, batch)
     with isolated(model, guide):
         _seed(seed)
-        streams = torch.randint(2**62, (len(made) + 1,)).tolist()
+        streams = torch.randint(2**62, (2, len(made) + 1)).tolist()
         known = trained(pair, asked)
-        measured = {}
-        for stream, (name, candidate) in zip(streams, made.items(), strict=False):
+        samplers = {}
+        for stream, (name, candidate) in zip(streams[0], made.items(), strict=False):
             seed_torch(stream)
             with naming(f"candidate {name!r}"):
-                measured[name] = measure(candidate, pair, known, num_draws, warmup_steps)
-        seed_torch(streams[-1])
+                samplers[name] = prepared(candidate, pair, known, warmup_steps)
+        count = num_draws if until is None else _affordable(made, samplers, num_draws, until)
+        found = {}
+        for stream, (name, candidate) in zip(streams[1], made.items(), strict=False):
+            seed_torch(stream)
+            with naming(f"candidate {name!r}"):
+                found[name] = measured(candidate, samplers[name], pair, known, count)
+        seed_torch(streams[1][-1])
         references = {
-            target: reference_of(target, measured, pair, known, reference)
-            for target in dict.fromkeys(m.candidate.target for m in measured.values())
+            target: reference_of(target, found, pair, known, reference, until=until)
+            for target in dict.fromkeys(candidate.target for candidate in made.values())
         }
-        seconds = seconds_a_draw(measured)
-    return _result(measured, references, known, seconds)
+        seconds = seconds_a_draw(found)
+    fewer = f"as many draws as {budget_seconds} s allow, of {num_draws} asked for"
+    return _result(found, references, known, seconds, [fewer] if count < num_draws else [])
+
+
+def _affordable(
+    made: Mapping[str, Candidate], samplers: Mapping[str, Sampler], most: int, until: float
+) -> int:
+    """Draws of each candidate for half of the time that is left."""
+    pace = sum(pace_of(candidate, samplers[name]) for name, candidate in made.items())
+    left = until - time.perf_counter()
+    return min(most, max(LEAST_DRAWS, int(left / 2 / pace)))
 
 
 def _asked(parameters: Sequence[str] | str | None) -> list[str]:
@@ -116,7 +147,13 @@ def _asked(parameters: Sequence[str] | str | None) -> list[str]:
 
 
 def _refuse(
-    candidates: object, num_draws: object, warmup_steps: object, reference: object, seed: object
+    candidates: object,
+    num_draws: object,
+    budget_seconds: object,
+    warmup_steps: object,
+    reference: object,
+    *,
+    seed: object,
 ) -> None:
     if not isinstance(candidates, Mapping) or not candidates:
         raise UsageError(
@@ -128,6 +165,9 @@ def _refuse(
             f"num_draws={num_draws!r}: expected an int, at least {LEAST_DRAWS}, since intervals "
             "and p-values rest on the central limit theorem"
         )
+    number = type(budget_seconds) in (int, float) and not math.isnan(float(str(budget_seconds)))
+    if budget_seconds is not None and not (number and float(str(budget_seconds)) > 0):
+        raise UsageError(f"budget_seconds={budget_seconds!r}: expected seconds above 0, or None")
     if type(warmup_steps) is not int or warmup_steps < 0:
         raise UsageError(f"warmup_steps={warmup_steps!r}: expected an int, at least 0")
     if reference not in ("auto", "exact", "long"):
@@ -149,6 +189,7 @@ def _result(
     references: Mapping[str, Reference],
     known: Trained,
     seconds: Mapping[str, float],
+    about: list[str],
 ) -> GradientComparison:
     tests = len(measured) * len(known.groups)
     sums = {target: known.sums(reference.blocks) for target, reference in references.items()}
@@ -166,6 +207,7 @@ def _result(
         sampling={name: m.sampler.reason for name, m in measured.items()},
         num_draws=next(iter(measured.values())).blocks.count,
         level=LEVEL,
+        about=about,
     )
 
 

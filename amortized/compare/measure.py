@@ -52,14 +52,40 @@ def measure(
         NonFiniteError: a gradient that is not finite.
         AmortizedError: what the candidate's loss refuses.
     """
+    return measured(candidate, prepared(candidate, pair, known, steps), pair, known, count)
+
+
+def prepared(candidate: Candidate, pair: Pair, known: Trained, steps: int) -> Sampler:
+    """What draws are made from: one evaluation as training makes it is behind it.
+
+    Raises:
+        AmortizedError: what the candidate's loss refuses.
+    """
     leaves = list(known.leaves.values())
     candidate.prepare(pair, steps)
     candidate.gradient(pair, leaves)
     with candidate.quiet(), pyro.validation_enabled(False):
-        sampler = Sampler(lambda: candidate.gradient(pair, leaves), (pair.model, pair.guide))
+        return Sampler(lambda: candidate.gradient(pair, leaves), (pair.model, pair.guide))
+
+
+def measured(
+    candidate: Candidate, sampler: Sampler, pair: Pair, known: Trained, count: int
+) -> Measured:
+    """So many draws of it.
+
+    Raises:
+        NonFiniteError: a gradient that is not finite.
+    """
+    with candidate.quiet(), pyro.validation_enabled(False):
         blocks = drawn(sampler, known, count)
         peak = peak_bytes(sampler.gradient)
     return Measured(candidate, sampler, blocks, candidate.model_evaluations(pair), peak)
+
+
+def pace_of(candidate: Candidate, sampler: Sampler) -> float:
+    """Seconds of a clock that one draw takes."""
+    with candidate.quiet(), pyro.validation_enabled(False):
+        return sampler.pace()
 
 
 def seconds_a_draw(measured: Mapping[str, Measured]) -> dict[str, float]:

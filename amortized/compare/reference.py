@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, final
@@ -11,7 +12,14 @@ import torch
 from amortized.checks.isolation import outside_states, torch_generators
 from amortized.compare.candidates import THE_ELBO, Candidate, Ours, Pair, naming
 from amortized.compare.groups import Trained
-from amortized.compare.measure import LEAST_DRAWS, Measured, drawn_again, measure, refuse_non_finite
+from amortized.compare.measure import (
+    LEAST_DRAWS,
+    Measured,
+    drawn_again,
+    measure,
+    pace_of,
+    refuse_non_finite,
+)
 from amortized.compare.moments import BlockSums, block_sums
 from amortized.errors import AmortizedError, NonFiniteError, UsageError
 from amortized.estimators.base import Estimator
@@ -40,9 +48,15 @@ class Reference:
 
 
 def reference_of(
-    target: str, measured: Mapping[str, Measured], pair: Pair, known: Trained, kind: ReferenceKind
+    target: str,
+    measured: Mapping[str, Measured],
+    pair: Pair,
+    known: Trained,
+    kind: ReferenceKind,
+    *,
+    until: float | None = None,
 ) -> Reference:
-    """The gradient of one bound.
+    """The gradient of one bound; a long run is shorter where it would last longer than ``until``.
 
     Raises:
         UsageError: an exact one was asked for, and there is none.
@@ -67,7 +81,7 @@ def reference_of(
             f"reference='exact': the gradient of {target} cannot be had by enumeration ({why}); "
             "leave the argument out for a long run"
         )
-    return _long_run(those, summed, pair, known)
+    return _long_run(those, summed, pair, known, until)
 
 
 def _summed_out(pair: Pair, candidates: Sequence[Candidate]) -> Candidate | None:
@@ -121,10 +135,13 @@ def _noise(pair: Pair) -> Hashable:
 
 
 def _long_run(
-    measured: Mapping[str, Measured], summed: Candidate | None, pair: Pair, known: Trained
+    measured: Mapping[str, Measured],
+    summed: Candidate | None,
+    pair: Pair,
+    known: Trained,
+    until: float | None,
 ) -> Reference:
     """New draws of the best candidate, several times as many."""
-    count = LONGER * next(iter(measured.values())).blocks.count
     fair = {f"candidate {n!r}": m for n, m in measured.items() if not m.candidate.bias}
     if summed is not None and not summed.bias:
         with naming("the reference"):
@@ -138,5 +155,10 @@ def _long_run(
                 Ours(VariationalLoss(objective)), pair, known, LEAST_DRAWS
             )
     name, best = min(fair.items(), key=lambda item: item[1].variance(known))
+    draws = next(iter(measured.values())).blocks.count
+    count = LONGER * draws
+    if until is not None:
+        pace = pace_of(best.candidate, best.sampler)
+        count = max(draws, min(count, int((until - time.perf_counter()) / pace)))
     with naming(name):
         return Reference(drawn_again(best, known, count), f"{count} other draws of {name}")

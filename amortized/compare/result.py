@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
 from torch import Tensor
@@ -80,6 +80,7 @@ class GradientComparison(Tabled):
         sampling: why a candidate was evaluated draw by draw; empty: many at once.
         num_draws: of each candidate.
         level: how often any row is flagged, at most, when all are unbiased.
+        about: what else a reader of the table must know.
     """
 
     rows: list[GradientRow]
@@ -90,6 +91,7 @@ class GradientComparison(Tabled):
     sampling: dict[str, str]
     num_draws: int
     level: float
+    about: list[str] = field(default_factory=list)
 
     def row(self, candidate: str, group: str) -> GradientRow:
         """The row of a candidate and a group.
@@ -119,6 +121,7 @@ class GradientComparison(Tabled):
             "references": dict(self.how),
             "targets": dict(self.targets),
             "sampling": dict(self.sampling),
+            "notes": list(self.about),
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -152,7 +155,7 @@ class GradientComparison(Tabled):
 
     def notes(self) -> list[str]:
         """What it was measured against, and what candidates say of themselves."""
-        notes = [f"{self.num_draws} draws of each candidate; 95 % intervals"]
+        notes = [f"{self.num_draws} draws of each candidate; 95 % intervals", *self.about]
         notes += [f"reference of {target}: {how}" for target, how in self.how.items()]
         declared = {row.candidate: row.declared_bias for row in self.rows if row.declared_bias}
         notes += [f"candidate {name!r} is biased: {why}" for name, why in declared.items()]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -166,3 +167,19 @@ def test_a_recording_is_audited_as_often_as_asked(audits: int):
 
 def test_seconds_are_those_of_the_programs():
     assert 0 < Sampler(normal).seconds() < 5
+
+
+def test_the_pace_is_that_of_a_draw_and_moves_no_generator() -> None:
+    def slow() -> Tensor:
+        time.sleep(0.01)
+        return torch.randn(3, dtype=torch.float64)
+
+    def values() -> Tensor:
+        # what reads a value is made draw by draw
+        return slow() + torch.rand(()).item()
+
+    alone, together = Sampler(values), Sampler(slow)
+    state = torch.get_rng_state()
+    assert alone.reason and 0.01 <= alone.pace()
+    assert not together.reason and together.pace() < 0.01
+    assert torch.equal(state, torch.get_rng_state())

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import math
 import random
+from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from scipy.stats import kstest
 from torch import Tensor, nn
 
 import amortized as am
 from amortized.compare.candidates import Ours, Pair
+from amortized.compare.draws import Sampler
 from amortized.compare.gradients import compare_gradients
 from amortized.compare.groups import trained
-from amortized.compare.measure import measure
+from amortized.compare.measure import LEAST_DRAWS, measure
 from amortized.compare.moments import GroupSums, bias_of, block_sums
 from amortized.errors import EstimatorError, NonFiniteError, ProgramError, UsageError
 from tests.compare import coin
@@ -284,3 +288,46 @@ def test_wrong_arguments_are_refused():
         run(parameters="phy")
     with pytest.raises(ProgramError, match=r"the model raised TypeError: .*0 positional"):
         compare_gradients(coin.model, coin.chain()[1], coin.chain_batch(), {"a": "disarm"})
+
+
+def long(**options: Any) -> am.GradientComparison:
+    return am.compare_gradients(
+        coin.model,
+        coin.guide,
+        (),
+        {"disarm": "disarm", "Pyro": Trace_ELBO()},
+        reference="long",
+        seed=0,
+        **options,
+    )
+
+
+def test_a_budget_shortens_what_would_last_longer_and_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(Sampler, "pace", lambda self: 1e-3)
+    found = long(num_draws=100_000, budget_seconds=1.0)
+    assert LEAST_DRAWS < found.num_draws <= 250, "half of it, for two candidates"
+    draws = int(found.how["the ELBO"].split()[0])
+    assert found.num_draws <= draws <= 10 * found.num_draws and draws < 1000
+    assert "as many draws as 1.0 s allow, of 100000 asked for" in str(found)
+    again = long(num_draws=found.num_draws)
+    for name, means in found.means.items():
+        assert torch.equal(means["phi"], again.means[name]["phi"]), "the same draws"
+    assert again.about == [] and again.how["the ELBO"].startswith(f"{10 * found.num_draws} ")
+
+
+def test_a_budget_that_lasts_changes_nothing() -> None:
+    found, free = (long(num_draws=60, budget_seconds=b) for b in (100.0, None))
+    assert found.about == [] and found.how == free.how
+    assert torch.equal(found.references["the ELBO"]["phi"], free.references["the ELBO"]["phi"])
+
+
+def test_a_budget_keeps_the_least_that_intervals_need(monkeypatch) -> None:
+    monkeypatch.setattr(Sampler, "pace", lambda self: 10.0)
+    found = long(budget_seconds=0.5)
+    assert found.num_draws == LEAST_DRAWS and found.how["the ELBO"].startswith("50 other")
+
+
+@pytest.mark.parametrize("budget", [0, -1.0, math.nan, "1"])
+def test_a_budget_that_is_none_is_refused(budget: Any) -> None:
+    with pytest.raises(am.UsageError, match=r"budget_seconds=.*: expected seconds above 0, or"):
+        long(budget_seconds=budget)

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -110,7 +111,7 @@ def test_a_comparison_sees_them() -> None:
             programs.model,
             programs.guide,
             programs.x,
-            {"disarm": "disarm", "pyro": pyro.infer.Trace_ELBO()},
+            {"disarm": "disarm", "pyro": Trace_ELBO()},
             num_draws=200,
             seed=0,
         )

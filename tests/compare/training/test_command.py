@@ -72,6 +72,15 @@ def test_gradients_are_compared(path: Path, capsys: pytest.CaptureFixture[str]):
     assert "<dd>size=2</dd>" in page and page.count("<img ") == 4
 
 
+def test_a_comparison_of_gradients_has_a_budget(path: Path, capsys: pytest.CaptureFixture[str]):
+    assert code_of("compare", path, *PAIR, "--num-draws", 60, "--budget", 0) == 2
+    assert "--budget 0.0: expected seconds above 0" in capsys.readouterr().err
+    draws = 500_000
+    options = ("--num-draws", draws, "--budget", 0.1, "--format", "json", "--reference", "long")
+    assert code_of("compare", path, *PAIR, *options) == 0
+    assert 50 <= json.loads(capsys.readouterr().out)["num_draws"] < draws
+
+
 def test_equal_seeds_give_equal_numbers(path: Path, capsys: pytest.CaptureFixture[str]):
     def means(seed: int) -> list[float]:
         options = ("--num-draws", 60, "--format", "json", "--seed", seed)

@@ -330,6 +330,7 @@ def as_options(sentence: str) -> str:
     """
     sentence = re.sub(r"\bELBO\((\w+=[^,)]*)\)", r"\1", sentence)
     sentence = re.sub(r"\bfit\((\w+=[^,)]*)\)", r"\1", sentence)
+    sentence = re.sub(r"\bcandidates\[('[^']*')\]", r"--candidate \1", sentence)
     for name, option in _OPTIONS:
         sentence = re.sub(rf"\b{name}=True\b|\b{name}\b(?!=)", option, sentence)
     for name, option in (*_OPTIONS, *_AMBIGUOUS):

@@ -132,7 +132,7 @@ class GradientComparison(Tabled):
     def sheet(self) -> Sheet:
         """The table for people."""
         rows = [_cells(row) for row in self.rows]
-        return Sheet(_HEADS, rows, ("candidate", "group", "verdict"), _LEGEND)
+        return Sheet(_HEADS, rows, ("candidate", "group", "verdict"), _LEGEND, keys=2)
 
     def plot(self, ax: Any = None, group: str | None = None) -> Any:
         """Variances of one group with their intervals, on a log axis; the ``ax`` comes back.

@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from amortized.breakdown import plain_text, terminal_width
+from amortized.breakdown import terminal_width
+from amortized.compare.terminal import Layout
 from amortized.errors import UsageError
 
 Format = Literal["text", "markdown", "latex", "html", "csv", "json"]
@@ -41,17 +39,14 @@ class Sheet:
     rows: Sequence[Sequence[str]]
     words: Sequence[str]
     legend: Sequence[tuple[str, str]] = ()
+    keys: int = 1
+    """So many columns at the left say whose row it is."""
+    text: bool = False
+    """The last column holds sentences."""
 
-    def rich(self) -> Table:
+    def rich(self) -> Layout:
         """With its layout, for ``rich.print``."""
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for head in self.heads:
-            left = head in self.words
-            justify = "left" if left else "right"
-            table.add_column(head, justify=justify, overflow="fold", no_wrap=not left)
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+        return Layout(self.heads, self.rows, self.words, self.keys, self.text)
 
     def markdown(self) -> str:
         """Of GitHub's kind."""
@@ -111,7 +106,7 @@ class Tabled(ABC):
             UsageError: another format.
         """
         if format == "text":
-            return plain_text(self.__rich__(), terminal_width(_WIDTH))
+            return self.__rich__().plain(terminal_width(_WIDTH))
         if format == "markdown":
             return self.sheet().markdown()
         if format == "latex":
@@ -137,7 +132,7 @@ class Tabled(ABC):
             raise UsageError("to_frame() needs pandas: pip install pandas") from error
         return pandas.DataFrame(self.records())
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Layout:
         """The table with its layout, for ``rich.print``."""
         return self.sheet().rich()
 

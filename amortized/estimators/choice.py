@@ -147,7 +147,7 @@ class Recipes:
         close = get_close_matches(wrong[0], sorted(names), 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise EstimatorError(
-            f"estimators[{wrong[0]!r}] matches no latent site of the guide: the guide has "
+            f"estimators[{wrong[0]!r}] matches no latent site of the guide, which has "
             f"{sorted(names)}{hint}"
         )
 

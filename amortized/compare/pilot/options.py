@@ -137,7 +137,8 @@ def refuse_candidates(asked: Candidates, sites: Iterable[str]) -> None:
             estimator_of(spec)
         if not any(pattern == name or fnmatchcase(name, pattern) for name in names):
             raise UsageError(
-                f"candidates[{pattern!r}] matches no latent site of the guide: it has {names}"
+                f"candidates[{pattern!r}] matches no random latent site of the guide, which has "
+                f"{names}"
             )
 
 

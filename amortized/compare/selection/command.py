@@ -93,4 +93,4 @@ def shown(found: Selection, format: Any) -> str:
     if format != "text":
         return found.table(format)
     words = " ".join(f"--estimator {shlex.quote(option)}" for option in found.options)
-    return f"{found}\n\n{words}"
+    return f"{found}\n\n{words}" if words else str(found)

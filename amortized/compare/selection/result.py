@@ -84,22 +84,33 @@ class Selection(Tabled, Mapping[str, Estimator]):
 
     def sheet(self) -> Sheet:
         """The table for people."""
-        return Sheet(_HEADS, [_cells(row) for row in self.rows], _WORDS)
+        return Sheet(_HEADS, [_cells(row) for row in self.rows], _WORDS, keys=2, text=True)
 
     def notes(self) -> list[str]:
         """The mapping, and what one must know of the measurements."""
         mapping = ", ".join(f"{site!r}: {self.names[site]!r}" for site in self.estimators)
         biased = [row for row in self.rows if row.verdict in ("chosen", "kept") and row.bias]
+        measured = any(row.work is not None for row in self.rows)
         return [
-            f"chosen: {{{mapping}}}",
+            f"chosen: {{{mapping}}}" if mapping else f"nothing to choose: {self._without()}",
             *(f"site {row.site!r}: {row.candidate} is biased: {row.bias}" for row in biased),
-            f"the pilot took {self.pilot_seconds:.1f} s; 95 % intervals",
-            *self.about,
+            f"the pilot took {self.pilot_seconds:.1f} s",
+            *((*_UNITS, *self.about) if measured else ()),
         ]
 
+    def _without(self) -> str:
+        """Why no site has a choice."""
+        if self.rows:
+            return "the program asks for the estimator of each latent site"
+        return "the guide has no latent site that is random"
 
-_HEADS = ["site", "candidate", "", "variance [95 %]", "steps", "ms", "work (ms)", "why"]
-_WORDS = ("site", "candidate", "", "why")
+
+_UNITS = (
+    "variance: of one draw, with a 95 % interval; ms: of one step",
+    "steps: how many times those of a gradient without noise; work: ms x steps, the least is best",
+)
+_HEADS = ["site", "candidate", "verdict", "variance [95 %]", "steps", "ms", "work (ms)", "why"]
+_WORDS = ("site", "candidate", "verdict", "why")
 
 
 def _cells(row: Row) -> list[str]:

@@ -97,7 +97,10 @@ def test_every_estimator_with_a_name_is_found_by_it(name):
         ({"b": "disarm"}, r"found 'disarm' for 'b'"),
         ([], "expected a list"),
         (["dsarm"], "unknown estimator 'dsarm'"),
-        ({"x*": ["disarm"]}, r"candidates\['x\*'\] matches no latent site .*\['b'\]"),
+        (
+            {"x*": ["disarm"]},
+            r"candidates\['x\*'\] matches no random latent .*, which has \['b'\]",
+        ),
     ],
 )
 def test_what_is_no_list_of_candidates_is_refused(asked, match):

@@ -68,6 +68,10 @@ def test_a_mistake_is_one_sentence(call):
         (["--format", "pdf"], "--format pdf: expected one of"),
         (["--seed", "-1"], "--seed -1: expected a whole number from 0 to"),
         (["--candidate", "nobody"], "unknown estimator 'nobody'"),
+        (
+            ["--candidate", "q=disarm"],
+            "--candidate 'q' matches no random latent site of the guide",
+        ),
         (["--objective", "tvo"], "takes samples as data"),
     ):
         code, out, err = call(*options)
@@ -78,3 +82,22 @@ def test_a_mistake_is_one_sentence(call):
 def test_names_with_and_without_a_site_are_not_mixed():
     with pytest.raises(am.UsageError, match="--candidate disarm: others name a site"):
         candidates_of(["c=arm", "disarm"])
+
+
+def test_without_a_choice_there_is_nothing_to_paste(call, tmp_path):
+    wish = PROGRAM.replace("logits=slope * x)", "logits=slope * x), infer={'estimator': 'disarm'}")
+    (tmp_path / "mine.py").write_text(wish, encoding="utf-8")
+    code, out, _ = call()
+    assert code == 0 and "--estimator" not in out and "chosen" not in out
+    assert "nothing to choose: the program asks for the estimator of each latent site" in out
+    assert not out.endswith("\n\n") and out.splitlines()[-1].startswith("the pilot took")
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_a_terminal_shows_all_of_it(call, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    _, out, _ = call("--candidate", "sum_and_sample", "--candidate", "measure_valued")
+    table = out[: out.index("\nchosen:")]
+    assert all(len(line) <= int(columns) for line in table.splitlines())
+    for head in ("site", "candidate", "verdict", "variance [95 %]", "steps", " ms", "work (ms)"):
+        assert head in table

@@ -95,9 +95,12 @@ def options_at(
         UsageError: an unknown estimator.
     """
     start = _option(name_of(own), own, site, biased=True, weighted=weighted)
-    if reason.startswith("infer["):
-        return SiteOptions(site, [], start, f"the program asks for it: {reason}")
     specs = _specs(site, asked)
+    if reason.startswith("infer["):
+        why = f"the program asks for {start.name}: {reason}"
+        names = () if asked is None else (name for name in specs if name != start.name)
+        others = [Option(name, estimator_of(specs[name]), why) for name in names]
+        return SiteOptions(site, others, start, f"the program asks for it: {reason}")
     options = [
         start
         if name == start.name

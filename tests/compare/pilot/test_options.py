@@ -83,6 +83,17 @@ def test_a_wish_of_the_program_stands():
     found = options(BIT, reason="infer['estimator'] at the site")
     assert found.admissible == []
     assert found.fixed == "the program asks for it: infer['estimator'] at the site"
+    assert found.options == [], "nobody asked for another one"
+
+
+def test_what_is_asked_for_beside_a_wish_of_the_program_is_refused_by_name():
+    found = options(BIT, ["disarm", "moving_average"], reason="infer['estimator'] at the site")
+    assert found.admissible == []
+    (option,) = found.options
+    assert (option.name, option.refusal) == (
+        "disarm",
+        "the program asks for moving_average: infer['estimator'] at the site",
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

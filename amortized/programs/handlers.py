@@ -301,7 +301,8 @@ def record_of(
         size = frame.size if frame.size >= 0 else _size_at(msg, frame.dim)
         full = frame.full_size if frame.full_size is not None and frame.size >= 0 else size
         # of the minibatch, or drawn from it: otherwise the plate knows the data set
-        if data.size is not None and frame.name == data.name and full in (size, data.rows):
+        declared = full == size or full == data.rows
+        if data.size is not None and frame.name == data.name and declared:
             if full == size and data.counted and data.rows not in (None, size):
                 raise UsageError(
                     f"plate {frame.name!r} was taken for the data plate, but it has {size} "

@@ -276,6 +276,8 @@ class Examination:
         fitted = {id(tensor) for tensor in known.fitted.values()}
         paths = {(frozenset(fitted & reached.keys()), frozenset(first.run.model))}
         found = set(reached)
+        if not fitted <= found:
+            found |= grads.hidden_under(first.loss, known.fitted)
         for _ in range(_LOOKS):
             if fitted <= found:
                 return

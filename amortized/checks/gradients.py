@@ -119,8 +119,31 @@ def gradients_of(loss: Tensor, tensors: Mapping[str, Tensor]) -> Gradients:
     """Gradients by name; without those that the loss does not depend on."""
     if not tensors or not loss.requires_grad:
         return {}
-    found = torch.autograd.grad(loss, [*tensors.values()], allow_unused=True)
-    return {name: g for name, g in zip(tensors, found, strict=True) if g is not None}
+    with gradients_aside([*tensors.values(), *leaves_under(loss).values()]):
+        # a plain pass, as in training: a reentrant checkpoint has no gradient in any other
+        loss.backward(retain_graph=True)
+        return {name: leaf.grad for name, leaf in tensors.items() if leaf.grad is not None}
+
+
+@contextmanager
+def gradients_aside(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Backward passes start from no gradient, and what was there is put back."""
+    kept = [(leaf, leaf.grad) for leaf in leaves]
+    for leaf, _ in kept:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf, gradient in reversed(kept):
+            leaf.grad = gradient
+
+
+def hidden_under(loss: Tensor, tensors: Mapping[str, Tensor]) -> set[int]:
+    """Those that a backward pass reaches though no path leads to them: inside a checkpoint."""
+    try:
+        return {id(tensors[name]) for name in gradients_of(loss, tensors)}
+    except RuntimeError:  # the gradient cannot be taken, which is said elsewhere
+        return set()
 
 
 def non_finite_gradient_findings(gradients: Gradients) -> Iterator[Finding]:

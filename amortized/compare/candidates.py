@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, final
 
@@ -14,7 +14,7 @@ from pyro.infer import ELBO as PyroELBO
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
-from amortized.checks.gradients import leaves_under
+from amortized.checks.gradients import gradients_aside, leaves_under
 from amortized.errors import AmortizedError, EstimatorError, UsageError
 from amortized.estimators.base import Estimator
 from amortized.estimators.choice import Spec
@@ -246,16 +246,3 @@ class Backward:
         with gradients_aside([*leaves, *self._beside, *self._met]):
             loss.backward()
             return [leaf.grad for leaf in leaves]
-
-
-@contextmanager
-def gradients_aside(leaves: Iterable[Tensor]) -> Iterator[None]:
-    """Backward passes start from no gradient, and what was there is put back."""
-    kept = [(leaf, leaf.grad) for leaf in leaves]
-    for leaf, _ in kept:
-        leaf.grad = None
-    try:
-        yield
-    finally:
-        for leaf, gradient in reversed(kept):
-            leaf.grad = gradient

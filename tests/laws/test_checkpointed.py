@@ -119,3 +119,11 @@ def test_a_comparison_sees_them() -> None:
     for ours, plain in zip(*rows, strict=True):
         assert ours == pytest.approx(plain, rel=1e-6)
         assert ours[1] > 1e-3
+
+
+@pytest.mark.parametrize("reentrant", [True, False, None])
+def test_the_check_sees_gradients_through_checkpoints(reentrant: bool | None) -> None:
+    pair = Checkpointed(reentrant)
+    report = am.check(pair.model, pair.guide, pair.x)
+    assert "no-gradient" not in {finding.code for finding in report.findings}
+    assert all(leaf.grad is None for leaf in pair.parameters())

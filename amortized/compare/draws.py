@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -127,4 +128,16 @@ class Sampler:
     @staticmethod
     def _together(recording: Recording, count: int) -> Tensor:
         run = torch.func.vmap(recording, randomness="different")
-        return run(torch.zeros(count))
+        with _told_nothing():
+            return run(torch.zeros(count))
+
+
+@contextmanager
+def _told_nothing() -> Iterator[None]:
+    """Torch says of each call that it runs draws of it one by one; their time is measured."""
+    tells: Any = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", lambda on: None)
+    tells(False)
+    try:
+        yield
+    finally:
+        tells(True)

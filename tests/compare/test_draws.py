@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyro
@@ -183,3 +184,13 @@ def test_the_pace_is_that_of_a_draw_and_moves_no_generator() -> None:
     assert alone.reason and 0.01 <= alone.pace()
     assert not together.reason and together.pace() < 0.01
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_what_torch_cannot_vectorize_is_not_told_at_each_draw(capfd: Any) -> None:
+    def gradient() -> torch.Tensor:
+        rates = torch.distributions.Gamma(torch.full((2,), 2.0, requires_grad=True), 1.0)
+        return rates.rsample().clamp_(max=3.0).detach()
+
+    sampler = Sampler(gradient)
+    assert torch.cat(list(sampler.chunks(20))).shape == (20, 2)
+    assert "performance drop" not in capfd.readouterr().err

@@ -135,7 +135,8 @@ class Sampler:
 @contextmanager
 def _told_nothing() -> Iterator[None]:
     """Torch says of each call that it runs draws of it one by one; their time is measured."""
-    tells: Any = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", lambda on: None)
+    own: Any = torch._C
+    tells = getattr(own._functorch, "_set_vmap_fallback_warning_enabled", lambda on: None)
     tells(False)
     try:
         yield

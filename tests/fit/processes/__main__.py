@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.fit.processes import jobs, unlike
+from tests.fit.processes import jobs, losses, unlike
 
 
 def main() -> None:
@@ -17,8 +17,9 @@ def main() -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size
     )
+    known = {**vars(unlike), **vars(losses), **vars(jobs)}
     for name in sys.argv[4:]:
-        found = getattr(jobs if hasattr(jobs, name) else unlike, name)(folder)
+        found = known[name](folder)
         torch.save(found, folder / f"{name}-{rank}.pt")
     dist.destroy_process_group()
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
-from amortized.compare.training.trial import Job, Plan, Trial
+from amortized.compare.training.beginning import Beginning, optimizer_of
+from amortized.compare.training.identity import difference, digest_of, made_of
+from amortized.compare.training.kept import DamagedError, read_trial
+from amortized.compare.training.trial import Job, Plan, Trial, beginning_of
 from amortized.errors import CheckpointError, UsageError
-from amortized.fit.checkpoint_values import number_of
 from amortized.fit.folder import write_json
+
+# the first one kept neither what programs and losses are made of nor what a trial started from
+_FORMAT: Final = 2
+_SHOWN: Final = 120
 
 
 @final
@@ -28,42 +33,40 @@ class Results:
     """
 
     def __init__(self, path: Path | None, plan: Plan) -> None:
-        self.path, self.config = path, config_of(plan)
+        self.path, self.plan = path, plan
+        self._beginnings: dict[int, Beginning] = {}
+        self.config: dict[str, Any] = {}
         if path is None:
             return
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"folder={str(path)!r}: {error.strerror}") from error
+        self.config = config_of(plan)
 
     def read(self, job: Job) -> Trial | None:
-        """The trial, if it is there.
+        """The trial, if it is there; once a seed, the program is built to see how trials begin.
 
         Raises:
             UsageError: it is there, of another configuration; the message names what differs.
-            CheckpointError: the file cannot be read.
+            CheckpointError: the file cannot be read, or no trial of this comparison is in it.
         """
         file = self._file(job.candidate, job.seed)
         if file is None or not file.exists():
             return None
         try:
             held = json.loads(file.read_text(encoding="utf-8"))
-            trial = Trial(**{name: _numbers(value) for name, value in held["trial"].items()})
-            then = dict(held["config"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            then, trial = _opened(held, file)
+            found = read_trial(trial, job.candidate, job.seed, then.get("max_steps"))
+        except (OSError, ValueError, DamagedError) as error:
             raise CheckpointError(
-                f"{file} cannot be read ({type(error).__name__}: {error}); remove it, and its "
-                "trial is run again"
+                f"{file} cannot be read ({error}); remove it, and its trial is run again"
             ) from error
-        now = self._config(job)
-        for name in dict.fromkeys([*now, *then]):
-            if then.get(name) != now.get(name):
-                raise UsageError(
-                    f"folder={str(self.path)!r}: the trial of {job.candidate!r} with seed "
-                    f"{job.seed} in it had {name} = {json.dumps(then.get(name))}, and now it is "
-                    f"{json.dumps(now.get(name))}; ask for the same, or name another folder"
-                )
-        return trial
+        self._refuse(job, difference(then, self._config(job), ""))
+        if job.seed not in self._beginnings:
+            self._beginnings[job.seed] = beginning_of(self.plan, job)
+        self._refuse(job, found.beginning.differs(self._beginnings[job.seed]))
+        return found
 
     def write(self, job: Job, trial: Trial) -> None:
         """Keep a finished trial.
@@ -73,10 +76,21 @@ class Results:
         """
         file = self._file(job.candidate, job.seed)
         if file is not None:
-            write_json(file, {"config": self._config(job), "trial": dict(vars(trial))})
+            kept = {"config": self._config(job), "trial": dict(vars(trial))}
+            write_json(file, {"format": _FORMAT, **kept})
+
+    def _refuse(self, job: Job, found: tuple[str, Any, Any] | None) -> None:
+        if found is None:
+            return
+        name, then, now = found
+        raise UsageError(
+            f"folder={str(self.path)!r}: the trial of {job.candidate!r} with seed {job.seed} in it "
+            f"had {name} = {_shown(then)}, and now it is {_shown(now)}; ask for the same, or name "
+            "another folder"
+        )
 
     def _config(self, job: Job) -> dict[str, Any]:
-        return {**self.config, "loss": described(job.loss)}
+        return {**self.config, "loss": _text(job.loss), "loss options": made_of(job.loss)}
 
     def _file(self, candidate: str, seed: int) -> Path | None:
         if self.path is None:
@@ -90,25 +104,44 @@ class Results:
 def config_of(plan: Plan) -> dict[str, Any]:
     """What a comparison was asked for, as plain values.
 
-    A program file counts by its name, since folders are moved.
+    A program file counts by its name and its text, since folders are moved.
     """
     values = {**vars(plan), "device": None if plan.device is None else str(plan.device)}
-    program = plan.program
-    values["program"] = program.name if isinstance(program, Path) else described(program)
-    return {name: _plain(value) for name, value in values.items()}
+    if isinstance(plan.program, Path):
+        values["program"] = {"file": plan.program.name, "text": _digest(plan.program)}
+    # what differs is named by the first of these, so words come before digests of code
+    found: dict[str, Any] = {"optimizer made": optimizer_of(plan.optimizer, plan.lr)}
+    return {**found, **{name: made_of(value) for name, value in values.items()}}
 
 
-def described(value: Any) -> str:
-    """An object in words that are the same in every process."""
-    name = getattr(value, "__qualname__", None)
-    return name if isinstance(name, str) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+def _opened(held: Any, file: Path) -> tuple[dict[str, Any], Any]:
+    """Configuration and trial.
+
+    Raises:
+        CheckpointError: the file was written before it could be compared.
+        DamagedError: they are not there.
+    """
+    if not isinstance(held, dict) or not isinstance(held.get("config"), dict):
+        raise DamagedError("expected an object with config and trial")
+    if held.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{file} was written by another version of amortized, and does not say what its trial "
+            "started from; name another folder, or remove the file, and its trial is run again"
+        )
+    return held["config"], held.get("trial")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return value if isinstance(value, bool | int | float | str | None) else described(value)
+def _digest(path: Path) -> str:
+    try:
+        return digest_of(path.read_bytes())
+    except OSError:  # opening the program says so
+        return ""
 
 
-def _numbers(value: Any) -> Any:
-    return [number_of(item) for item in value] if isinstance(value, list) else value
+def _text(value: Any) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from amortized.checks.isolation import isolated
 from amortized.compare.candidates import CandidateSpec, Ours, as_candidate, naming
+from amortized.compare.training.beginning import first_other
 from amortized.compare.training.folder import Results
 from amortized.compare.training.result import TrainingComparison
 from amortized.compare.training.trial import Job, Plan, Trial
@@ -170,6 +171,7 @@ def _run(
 
     def keep(trial: Trial) -> None:
         _refuse_other_start(starts.setdefault(trial.seed, trial), trial)
+        _refuse_other_order([t for t in done if t.seed == trial.seed], trial)
         done.append(trial)
 
     def finish(trial: Trial) -> None:
@@ -206,6 +208,29 @@ def _refuse_other_start(first: Trial, trial: Trial) -> None:
         )
 
 
+def _refuse_other_order(others: Sequence[Trial], trial: Trial) -> None:
+    """Any two of one seed meet the same batches, as far as both went."""
+    for other in others:
+        place = first_other(other.batches, trial.batches)
+        if place is None:
+            continue
+        epoch, batch = place.split("/")
+        outlives = place == "1/1"
+        cause = (
+            "its order comes from a generator that outlives a trial; make the DataLoader and its "
+            "generator inside of program(), such as generator=torch.Generator().manual_seed(0)"
+            if outlives
+            else "a Dataset or a sampler draws from torch's global generator, which candidates "
+            "move by different amounts; make items depend on their index alone (noise belongs "
+            "into the model), and give samplers a generator, made inside of program()"
+        )
+        raise UsageError(
+            f"program: with seed {trial.seed}, candidate {trial.candidate!r} met other training "
+            f"data than {other.candidate!r} from epoch {epoch}, batch {batch} on; expected the "
+            f"same for all: most likely {cause}; or return tensors"
+        )
+
+
 def _turns(losses: Mapping[str, VariationalLoss], seeds: Sequence[int]) -> list[Job]:
     """All candidates under each seed, every time in another order."""
     names, jobs = list(losses), []
@@ -239,8 +264,9 @@ def _refuse_loader(train: Any) -> None:
     if shuffles and train.generator is None:
         raise UsageError(
             "program: its train is a DataLoader that shuffles by torch's global generator, which "
-            "candidates move by different amounts; expected one order for all of them; give the "
-            "loader a generator=torch.Generator().manual_seed(0), or return tensors"
+            "candidates move by different amounts; expected one order for all of them; make the "
+            "loader inside of program(), with generator=torch.Generator().manual_seed(0) made "
+            "there too, or return tensors"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
 
+from amortized.compare.training.beginning import (
+    Beginning,
+    Watched,
+    batch_digest,
+    data_digest,
+    start_of,
+)
 from amortized.compare.training.checks import HeldOut
 from amortized.errors import AmortizedError, NonFiniteError
 from amortized.fit.arguments import LAST_SEED
@@ -84,8 +90,24 @@ class Plan:
 
     def first_batch(self, program: Program) -> Any:
         """Where the programs run."""
-        batch = first_batch(program.train, self.batch_size)
+        return self.placed(first_batch(program.train, self.batch_size))
+
+    def placed(self, batch: Any) -> Any:
+        """On the device."""
         return batch if self.device is None else map_tensors(lambda t: t.to(self.device), batch)
+
+    def held_out(self, program: Program, svi: SVI, seed: int) -> HeldOut:
+        """The checks of one trial."""
+        return HeldOut(
+            svi,
+            program.train if program.val is None else program.val,
+            plate=DataPlate(self.data_plate, as_batches(program.train, self.batch_size).size),
+            particles=self.particles,
+            batch_size=self.batch_size,
+            device=self.device,
+            # other noise than training has under the same seed
+            seed=LAST_SEED - seed,
+        )
 
 
 @final
@@ -109,6 +131,9 @@ class Trial:
     ``seconds`` are those of the processor, ``wall`` those of a clock, both of training alone;
     ``elbo`` and ``log_evidence`` (empty where there is none) are nats per data point of held-out
     data, by plain particles whatever the loss. A trial that failed has a sentence and a step.
+
+    ``start``, ``train`` and ``val`` are digests of the initial parameters and of the data, and
+    ``batches`` those of batches in the order in which training met them, by pass and place.
     """
 
     candidate: str
@@ -120,10 +145,23 @@ class Trial:
     elbo: list[float] = field(default_factory=list)
     log_evidence: list[float] = field(default_factory=list)
     start: str = ""
-    """A fingerprint of the initial parameters of model and guide."""
     per_datum: bool = True
     failed_step: int | None = None
     failure: str = ""
+    train: str = ""
+    val: str = ""
+    batches: dict[str, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    """What training said: what ``"auto"`` chose, and when; a latent that the model ignores."""
+    estimators: dict[str, str] = field(default_factory=dict)
+    """By site, as they were at the end."""
+    evaluations: int | None = None
+    """Of the model, a step and datum, at the end; None: as at the start."""
+
+    @property
+    def beginning(self) -> Beginning:
+        """What it started from."""
+        return Beginning(self.start, self.train, self.val, self.elbo[0] if self.elbo else math.nan)
 
     def numbers(self, metric: str) -> list[float]:
         """One of its lists of numbers, by name."""
@@ -144,11 +182,12 @@ def run_trial(plan: Plan, job: Job) -> Trial | None:
     """
     with plan.opened(job.seed) as program, _threads(plan.threads):
         svi = plan.svi(program, job.loss)
-        _declare(svi, plan.first_batch(program), job.seed)
-        recorder = _Recorder(svi, plan, program, job)
+        start = _prepared(svi, plan, program, job.seed)
+        recorder = _Recorder(svi, plan, job, start, plan.held_out(program, svi, job.seed))
+        recorder.train = Watched(as_batches(program.train, plan.batch_size), recorder.meet)
         try:
             history = svi.fit(
-                program.train,
+                recorder.train,
                 max_steps=plan.max_steps,
                 batch_size=plan.batch_size,
                 seed=job.seed,
@@ -159,34 +198,78 @@ def run_trial(plan: Plan, job: Job) -> Trial | None:
             )
         except Exception as error:
             return recorder.after(error)
-        return None if history.stopped == "interrupted" else recorder.trial
+        if history.stopped == "interrupted":
+            return None
+        chosen = svi.loss.estimators.recipes.auto
+        found = svi.describe(plan.first_batch(program)).model_evaluations if chosen else None
+        return replace(recorder.ended(), evaluations=found)
+
+
+def beginning_of(plan: Plan, job: Job) -> Beginning:
+    """What a trial would start from, without training.
+
+    Raises:
+        AmortizedError: what is wrong before the first step.
+    """
+    with plan.opened(job.seed) as program, _threads(plan.threads):
+        svi = plan.svi(program, job.loss)
+        start = _prepared(svi, plan, program, job.seed)
+        found = plan.held_out(program, svi, job.seed).numbers()
+        return replace(start, elbo=found["elbo"])
+
+
+def _prepared(svi: SVI, plan: Plan, program: Program, seed: int) -> Beginning:
+    """All parameters are made, and fingerprints taken; the ELBO is not yet known."""
+    batch, size = first_batch(program.train, plan.batch_size), plan.batch_size
+    _declare(svi, plan.placed(batch), seed)
+    val = ""
+    if program.val is not None:
+        with seeded(seed):
+            val = data_digest(program.val, size, first_batch(program.val, size))
+    return Beginning(start_of(svi), data_digest(program.train, size, batch), val, math.nan)
 
 
 @final
 class _Recorder(Callback):
     """Looks at the held-out data now and then, while the clocks stand still."""
 
-    def __init__(self, svi: SVI, plan: Plan, program: Program, job: Job) -> None:
-        self.plan = plan
-        self.trial = Trial(job.candidate, job.seed, job.place)
-        self._held_out = HeldOut(
-            svi,
-            program.train if program.val is None else program.val,
-            plate=DataPlate(plan.data_plate, as_batches(program.train, plan.batch_size).size),
-            particles=plan.particles,
-            batch_size=plan.batch_size,
-            device=plan.device,
-            # other noise than training has under the same seed
-            seed=LAST_SEED - job.seed,
+    def __init__(self, svi: SVI, plan: Plan, job: Job, start: Beginning, held_out: HeldOut) -> None:
+        self.svi, self.plan, self._held_out = svi, plan, held_out
+        self.trial = Trial(
+            job.candidate,
+            job.seed,
+            job.place,
+            start=start.start,
+            train=start.train,
+            val=start.val,
         )
+        self.train: Watched | None = None
+        self._state: FitState | None = None
         self._began = 0.0, 0.0
         self._spent = 0.0, 0.0
         self._step = 0
 
     def on_fit_start(self, state: FitState) -> None:
         """The point before training, which all candidates share."""
-        self.trial = replace(self.trial, start=_fingerprint(state.parameters.tensors()))
+        self._state = state
+        if self.train is not None:
+            self.train.listening = True
         self._look()
+
+    def meet(self, place: str, batch: Any) -> None:
+        """A batch that training is given; clocks stand still."""
+        before = _now()
+        self.trial.batches[place] = batch_digest(batch)
+        shift = [now - then for now, then in zip(_now(), before, strict=True)]
+        self._began = self._began[0] + shift[0], self._began[1] + shift[1]
+
+    def ended(self) -> Trial:
+        """With what training said, and the estimators as they are now."""
+        said = [] if self._state is None else [*self._state.history.notices]
+        now = self.svi.loss.estimators.by_name()
+        return replace(
+            self.trial, notices=said, estimators={site: repr(own) for site, own in now.items()}
+        )
 
     def on_train_batch_end(self, state: FitState) -> None:
         """A check, when it is time."""
@@ -209,7 +292,7 @@ class _Recorder(Callback):
         text = " ".join(str(error.args[0] if error.args else error).split())[:_LONGEST]
         known = isinstance(error, AmortizedError)
         sentence = text if known else f"{type(error).__name__}: {text}"
-        return replace(self.trial, failed_step=self._step + 1, failure=sentence)
+        return replace(self.ended(), failed_step=self._step + 1, failure=sentence)
 
     def _look(self) -> None:
         found = self._held_out.numbers()
@@ -242,16 +325,6 @@ def _declare(svi: SVI, batch: Any, seed: int) -> None:
                 program(*args, **kwargs)
             except Exception:  # the fit says what is wrong
                 return
-
-
-def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Equal for equal parameters of model and guide."""
-    found = hashlib.sha256()
-    for name in sorted(name for name in tensors if not name.startswith("loss.")):
-        value = tensors[name].detach().cpu().contiguous().reshape(-1)
-        found.update(name.encode())
-        found.update(value.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pyro
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import amortized as am
 from amortized.compare.training import training
@@ -146,6 +146,86 @@ def test_a_loader_in_an_order_of_its_own_is_refused():
         compared(shuffled)
     own = partial(shuffled, torch.Generator().manual_seed(0))
     assert len(compared(own, {"loo": "leave_one_out"}, seeds=1).trials) == 1
+
+
+class Noisy(Dataset):  # type: ignore[type-arg]
+    """Items that are drawn anew whenever they are asked for."""
+
+    def __init__(self, data: torch.Tensor) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.bernoulli(0.2 + 0.6 * self.data[index])
+
+
+def test_an_order_that_goes_on_from_trial_to_trial_is_refused():
+    made = bits()
+    own = torch.Generator().manual_seed(0)
+    loader = DataLoader(TensorDataset(made.train), 10, shuffle=True, generator=own)
+
+    def program() -> am.Program:
+        made = bits()
+        return am.Program(made.model, made.guide, train=loader, val=made.val)
+
+    with pytest.raises(
+        am.UsageError,
+        match=r"'disarm' met other training data than 'loo' from epoch 1, batch 1 on; expected the "
+        r"same for all: .* make the DataLoader and its generator inside of program\(\)",
+    ):
+        compared(program)
+
+
+def test_a_loader_whose_generator_is_made_in_the_program_is_the_same_for_all():
+    def program() -> am.Program:
+        made = bits()
+        own = torch.Generator().manual_seed(0)
+        loader = DataLoader(TensorDataset(made.train), 10, shuffle=True, generator=own)
+        return am.Program(made.model, made.guide, train=loader, val=made.val)
+
+    found = compared(program, seeds=1, max_steps=6)
+    assert len({str(trial.batches) for trial in found.trials}) == 1
+    assert len(set(found.trials[0].batches.values())) == 6
+
+
+def test_items_that_are_drawn_anew_are_refused():
+    """The first batch is the same for all; at the second one candidates have drawn unlike much."""
+
+    def program() -> am.Program:
+        made = bits()
+        return am.Program(made.model, made.guide, train=Noisy(made.train), val=made.val)
+
+    with pytest.raises(
+        am.UsageError, match=r"from epoch 1, batch 2 on; .* torch's global generator"
+    ):
+        compared(program, {"loo": "leave_one_out", "one": am.ScoreFunction()})
+
+
+def test_a_folder_of_another_program_is_refused_by_what_is_measured(tmp_path: Path):
+    """Parameters, data and code are equal, but not what the program reads."""
+    file = tmp_path / "scale"
+
+    def program() -> am.Program:
+        made, scale = bits(), float(file.read_text())
+
+        def model(x: torch.Tensor) -> None:
+            with pyro.poutine.scale(scale=scale):
+                made.model(x)
+
+        return am.Program(model, made.guide, train=made.train, val=made.val)
+
+    file.write_text("1.0")
+    one = {"loo": "leave_one_out"}
+    first = compared(program, one, folder=tmp_path / "kept")
+    again = compared(program, one, folder=tmp_path / "kept")
+    assert [t.elbo for t in again.trials] == [t.elbo for t in first.trials]
+    file.write_text("2.0")
+    with pytest.raises(
+        am.UsageError, match="'loo' with seed 0 in it had the ELBO before training = "
+    ):
+        compared(program, folder=tmp_path / "kept")
 
 
 def test_a_candidate_that_cannot_serve_is_named_before_any_training(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, final, get_args
 
@@ -106,34 +106,77 @@ class TrainingComparison(Tabled):
         return mean_of([value - ends[1][s] for s, value in ends[0].items() if s in ends[1]])
 
     @property
-    def target(self) -> float:
-        """The highest ELBO that every trial reaches which gains half as much as the best one."""
-        gains = {}
-        for trial in self.trials:
-            values = [value for value in trial.elbo if math.isfinite(value)]
-            if values and not trial.failure:
-                gains[max(values)] = max(values) - values[0]
-        most = max(gains.values(), default=0.0)
-        return min((top for top, gain in gains.items() if 0 < most <= 2 * gain), default=math.nan)
+    def targets(self) -> dict[int, float]:
+        """By seed, the highest ELBO that every candidate reaches which gains half of the most.
 
-    def time_to(
-        self, candidate: str, target: float | None = None, against: Against = "seconds"
-    ) -> Mean:
-        """When the ELBO first reaches a value, between checks by a straight line.
+        Seeds start at different levels, and their data may have another evidence, so each has a
+        value of its own; all candidates share it. A seed in which nothing is gained has none.
+        """
+        found = {}
+        for seed in sorted({trial.seed for trial in self.trials}):
+            gains = {}
+            for trial in self.trials:
+                values = [value for value in trial.elbo if math.isfinite(value)]
+                if values and not trial.failure and trial.seed == seed:
+                    gains[max(values)] = max(values) - values[0]
+            most = max(gains.values(), default=0.0)
+            tops = [top for top, gain in gains.items() if 0 < most <= 2 * gain]
+            if tops:
+                found[seed] = min(tops)
+        return found
+
+    def times_to(
+        self,
+        candidate: str,
+        target: float | Mapping[int, float] | None = None,
+        against: Against = "seconds",
+    ) -> dict[int, float]:
+        """When the ELBO of each seed first reaches a value, between checks by a straight line.
 
         Args:
             candidate: its name.
-            target: in nats; default `target`.
+            target: in nats, one for all seeds or one for each; default `targets`.
             against: ``"steps"``, ``"seconds"`` or ``"wall"``.
 
         Returns:
-            The mean over the trials that reach it; ``count`` says how many do.
+            By seed; infinity where the trial misses it.
         """
-        goal = self.target if target is None else target
-        times = [_first(trial.numbers(against), trial.elbo, goal) for trial in self.of(candidate)]
-        mean = mean_of([time for time in times if time is not None])
+        goals = self.targets if target is None else target
+        found = {}
+        for trial in self.of(candidate):
+            goal = goals.get(trial.seed) if isinstance(goals, Mapping) else goals
+            if goal is not None:
+                found[trial.seed] = _first(trial.numbers(against), trial.elbo, goal)
+        return found
+
+    def time_to(
+        self,
+        candidate: str,
+        target: float | Mapping[int, float] | None = None,
+        against: Against = "seconds",
+    ) -> Mean:
+        """The mean of `times_to`; ``count`` says how many trials reach the value.
+
+        Where one misses it, the mean is unknown: it is given as infinite, and ``low`` is the mean
+        with the ends of such trials in the place of times, below which it cannot be.
+        """
+        times = self.times_to(candidate, target, against)
+        missed = [seed for seed, time in times.items() if math.isinf(time)]
+        if missed:
+            ends = {t.seed: t.numbers(against)[-1] for t in self.of(candidate) if t.steps}
+            least = [ends.get(s, 0.0) if s in missed else time for s, time in times.items()]
+            bound = math.fsum(least) / len(least)
+            return Mean(math.inf, bound, math.inf, len(times) - len(missed))
+        mean = mean_of(list(times.values()))
         # Student's interval does not know that nothing happens before the start
         return replace(mean, low=max(0.0, mean.low)) if mean.count > 1 else mean
+
+    def evals(self, candidate: str) -> str:
+        """Evaluations of the model a step and datum, at the end where training chose estimators."""
+        found = {t.evaluations for t in self.of(candidate) if t.evaluations is not None}
+        if not found:
+            return str(self.evaluations[candidate])
+        return str(found.pop()) if len(found) == 1 else "varies"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: every trial with its curve."""
@@ -158,28 +201,30 @@ class TrainingComparison(Tabled):
         ]
 
     def sheet(self) -> Sheet:
-        """One row a candidate, the best one first."""
-        ranked = sorted(self.candidates, key=lambda name: _rank(self.final(name)))
-        goal = self.target
-        to = "-" if math.isnan(goal) else f"{goal:.2f}"
+        """One row a candidate, the best one first, and those with failed trials last."""
+
+        def rank(name: str) -> tuple[bool, float]:
+            return len(self.finished(name)) < len(self.of(name)), _rank(self.final(name))
+
+        ranked = sorted(self.candidates, key=rank)
         heads = ["candidate", "finished", "evals", "ELBO [95 %]", "behind the best [95 %]"]
-        heads += ["ms a step", f"steps to {to}", f"seconds to {to} [95 %]"]
+        heads += ["ms a step", "steps to target", "seconds to target [95 %]"]
         return Sheet(heads, [self._cells(name) for name in ranked], ("candidate",), _LEGEND)
 
     def _cells(self, name: str) -> list[str]:
         trials = self.of(name)
         steps, seconds = self.time_to(name, against="steps"), self.time_to(name)
-        reached = "" if seconds.count == len(trials) else f" ({seconds.count} of {len(trials)})"
+        reached = f" ({seconds.count} of {len(self.times_to(name))})"
         pace = mean_of([1e3 * t.seconds[-1] / t.steps[-1] for t in trials if t.steps[-1:] > [0]])
         return [
             name,
             f"{len(self.finished(name))} of {len(trials)}",
-            str(self.evaluations[name]),
+            self.evals(name),
             _between(self.final(name), 2),
             "best" if name == self.best else _between(self.behind(name), 2),
             "-" if not pace.count else f"{pace.value:.2f}",
-            "-" if not steps.count else f"{steps.value:.0f}{reached}",
-            "-" if not seconds.count else _between(seconds, 2) + reached,
+            f"> {steps.low:.0f}{reached}" if math.isinf(steps.value) else _between(steps, None),
+            f"> {seconds.low:.2f}{reached}" if math.isinf(seconds.value) else _between(seconds, 2),
         ]
 
     def notes(self) -> list[str]:
@@ -191,12 +236,36 @@ class TrainingComparison(Tabled):
             "means over seeds with 95 % intervals",
             "behind the best: differences seed by seed; seconds: of the processor, without checks",
         ]
+        notes += self._notes_on_targets() + self._notes_on_choices()
         notes += [
             f"candidate {t.candidate!r}, seed {t.seed}, failed at step {t.failed_step}: {t.failure}"
             for t in self.trials
             if t.failure
         ]
         return [*notes, *([f"interrupted: {self.missing} trials are missing"] * (self.missing > 0))]
+
+    def _notes_on_targets(self) -> list[str]:
+        if not self.targets:
+            return []
+        low, high = min(self.targets.values()), max(self.targets.values())
+        values = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+        return [
+            "target: of each seed, the highest ELBO that every candidate reaches which gains half "
+            f"as much as the best one there: {values}"
+        ]
+
+    def _notes_on_choices(self) -> list[str]:
+        """What ended with which estimators, where training chose them."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for trial in self.trials:
+            if trial.evaluations is not None:
+                chosen = ", ".join(f"{site}: {own}" for site, own in trial.estimators.items())
+                found.setdefault((trial.candidate, chosen), []).append(str(trial.seed))
+        return [
+            f"candidate {name!r} ended with {chosen} (seeds {', '.join(seeds)}); trial.notices say "
+            "when it was chosen, and why"
+            for (name, chosen), seeds in found.items()
+        ]
 
     def plot(self, ax: Any = None, against: Against = "steps", metric: Metric = "elbo") -> Any:
         """Mean learning curves with 95 % bands; the ``ax`` comes back.
@@ -224,19 +293,28 @@ class TrainingComparison(Tabled):
 
 _LEGEND = (
     ("finished", "trials that came to their end, of all seeds"),
-    ("evals", "evaluations of the model a step and datum"),
+    (
+        "evals",
+        "evaluations of the model a step and datum; where training chose estimators, at its end, "
+        "and 'varies' where seeds differ",
+    ),
     ("ELBO", "at the last check, the mean over seeds with a 95 % interval (Student)"),
     ("behind the best", "how much lower, by differences seed by seed"),
     ("ms a step", "processor milliseconds, captures and compilations included, checks left out"),
-    ("steps, seconds to", "when the ELBO first reaches the value, by lines between checks"),
+    (
+        "steps, seconds to target",
+        "when the ELBO first reaches the target of its seed, by lines between checks, the mean "
+        "over seeds; '> x (k of n)': only k of n trials reach it, and with their ends in the place of "
+        "the others' times the mean would be x",
+    ),
 )
 
 
-def _first(at: Sequence[float], values: Sequence[float], goal: float) -> float | None:
-    """Where a curve first reaches a value; None: nowhere."""
+def _first(at: Sequence[float], values: Sequence[float], goal: float) -> float:
+    """Where a curve first reaches a value; infinity: nowhere."""
     reached = [value >= goal for value in values]
     if True not in reached:
-        return None
+        return math.inf
     index = reached.index(True)
     if index == 0:
         return at[0]
@@ -250,9 +328,12 @@ def _rank(mean: Mean) -> float:
     return -mean.value if math.isfinite(mean.value) else math.inf
 
 
-def _between(mean: Mean, digits: int) -> str:
+def _between(mean: Mean, digits: int | None) -> str:
+    """With the interval, or as a whole number without it."""
     if not mean.count:
         return "-"
+    if digits is None:
+        return f"{mean.value:.0f}"
     value = f"{mean.value:.{digits}f}"
     if not math.isfinite(mean.high - mean.low):
         return value

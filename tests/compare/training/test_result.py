@@ -78,27 +78,72 @@ def test_times_are_read_between_checks():
     time = found.time_to("good", -4.5, "steps")
     assert time.value == pytest.approx((9.0 + 12.5) / 2)
     assert time.count == 2
-    assert found.time_to("slow", -4.0).count == 1
-    assert found.time_to("slow", -1.0).count == 0
+    assert found.times_to("good", {0: -4.5, 1: -5.0}, "steps") == pytest.approx({0: 9.0, 1: 10.0})
     assert found.time_to("good", -20.0).value == 0.0
 
 
-def test_the_target_is_what_every_trial_that_learns_reaches():
+def test_a_target_that_is_missed_leaves_no_mean():
     found = comparison()
-    assert found.target == -4.5
+    some = found.time_to("slow", -4.0, "steps")
+    # one trial is there at the end, step 20, and one never
+    assert (some.value, some.low, some.high, some.count) == (math.inf, 20.0, math.inf, 1)
+    assert found.times_to("slow", -4.0, "steps") == {0: 20.0, 1: math.inf}
+    never = found.time_to("slow", -1.0, "seconds")
+    assert (never.value, never.low, never.count) == (math.inf, 1.0, 0)
+
+
+def test_each_seed_has_a_target_that_every_candidate_reaches_which_learns():
+    found = comparison()
+    assert found.targets == {0: -4.0, 1: -4.5}
     stuck = [*found.trials, trial("stuck", 0, [-9.0, -9.0, -8.9])]
-    assert comparison(trials=stuck, evaluations={**found.evaluations, "stuck": 1}).target == -4.5
+    with_stuck = comparison(trials=stuck, evaluations={**found.evaluations, "stuck": 1})
+    assert with_stuck.targets == found.targets
     none = [trial("stuck", 0, [-9.0, -9.0])]
-    assert math.isnan(comparison(trials=none, evaluations={"stuck": 1}).target)
+    lone = comparison(trials=none, evaluations={"stuck": 1})
+    assert lone.targets == {} and lone.sheet().rows[0][-2:] == ["-", "-"]
+
+
+def test_the_faster_one_is_ahead_where_seeds_start_at_different_levels():
+    """One value for all seeds would be reached from the start under one seed, by anybody."""
+    trials = [
+        trial("fast", 0, [-100.0, -60.0, -59.0, -58.0]),
+        trial("fast", 1, [-20.0, -12.0, -11.0, -10.0]),
+        trial("late", 0, [-100.0, -99.0, -98.0, -60.0]),
+        trial("late", 1, [-20.0, -19.0, -18.0, -12.0]),
+        trial("lucky", 0, [-100.0, -99.0, -98.0, -97.0]),
+        trial("lucky", 1, [-20.0, -12.0, -12.0, -12.0]),
+    ]
+    found = comparison(trials=trials, evaluations=dict.fromkeys(("fast", "late", "lucky"), 1))
+    assert found.targets == {0: -60.0, 1: -12.0}
+    steps = {name: found.time_to(name, against="steps").value for name in found.candidates}
+    assert steps == pytest.approx({"fast": 10.0, "late": 30.0, "lucky": math.inf})
+    cells = {row[0]: row[6:] for row in found.sheet().rows}
+    assert cells["lucky"] == ["> 20 (1 of 2)", "> 1.00 (1 of 2)"]
+    assert cells["fast"][0] == "10"
+    assert "best one there: -60.00 to -12.00" in str(found)
+
+
+def test_what_training_chose_is_shown_as_it_was_at_the_end():
+    def chosen(seed: int, count: int, name: str) -> Trial:
+        return trial("auto", seed, [-9.0, -4.0], evaluations=count, estimators={"b": name})
+
+    trials = [chosen(0, 2, "DisARM()"), chosen(1, 2, "DisARM()")]
+    found = comparison(trials=trials, evaluations={"auto": 1})
+    assert found.sheet().rows[0][2] == found.evals("auto") == "2"
+    assert "candidate 'auto' ended with b: DisARM() (seeds 0, 1); trial.notices" in str(found)
+    other = comparison(trials=[*trials, chosen(2, 8, "Enumerate()")], evaluations={"auto": 1})
+    assert other.sheet().rows[0][2] == "varies"
+    assert "ended with b: Enumerate() (seeds 2)" in str(other)
 
 
 def test_the_table_ranks_candidates_and_says_what_failed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "150")
     text = str(comparison())
     rows = comparison().sheet().rows
-    assert [row[0] for row in rows] == ["wild", "good", "slow"]
-    assert rows[0][1] == "1 of 2" and rows[1][4] == "best"
-    assert rows[2][6] == "19" and rows[0][6].endswith(" (1 of 2)")
+    assert [row[0] for row in rows] == ["good", "slow", "wild"]
+    assert rows[2][1] == "1 of 2" and rows[0][4] == "best"
+    # (8.3 + 10) / 2, the second being where the trial failed
+    assert rows[1][6] == "20" and rows[2][6] == "> 9 (1 of 2)"
     assert "candidate 'wild', seed 1, failed at step 13: the loss is NaN" in text
     assert "nats per data point of validation data" in text and "interrupted" not in text
     assert "interrupted: 3 trials are missing" in str(comparison(missing=3))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import amortized as am
-from amortized.compare.training.trial import Job, Trial, run_trial
+from amortized.compare.training.trial import Job, Trial, beginning_of, run_trial
 from tests.compare.training.programs import bits, job, level, level_guide, overflowing, plan
 
 
@@ -106,6 +106,21 @@ def test_what_is_wrong_from_the_start_is_an_error():
 
     with pytest.raises((RuntimeError, am.ProgramError), match="no such file"):
         run_trial(plan(program), job({"z": "pathwise"}))
+
+
+def test_what_auto_chose_is_kept():
+    found = trial(plan(max_steps=3000, check_every=3000, compile="auto"), job("auto"))
+    assert any("estimators were measured" in notice for notice in found.notices)
+    assert set(found.estimators) == {"b"}
+    assert found.evaluations is not None and found.evaluations >= 1
+    given = trial(plan(), job("disarm"))
+    assert given.estimators == {"b": "DisARM()"} and given.evaluations is None
+
+
+def test_a_beginning_is_that_of_the_trial_and_is_seen_without_training():
+    for program, one in ((bits, job()), (level, job({"z": "pathwise"}))):
+        found = beginning_of(plan(program), one)
+        assert found == trial(plan(program), one).beginning
 
 
 def test_ctrl_c_leaves_nothing():

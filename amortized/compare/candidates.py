@@ -182,9 +182,14 @@ def as_candidate(name: str, spec: object) -> Candidate:
     """A copy of what the caller named.
 
     Raises:
-        UsageError: it is nothing that can be compared.
+        UsageError: it is nothing that can be compared, or its name is no text.
         EstimatorError: an estimator in it is unknown.
     """
+    if not isinstance(name, str):
+        raise UsageError(
+            f"candidates: found {name!r} ({type(name).__name__}) as a name; expected text, such as "
+            f"{str(name)!r}"
+        )
     if isinstance(spec, VariationalLoss):
         return Ours(copy.deepcopy(spec))
     if isinstance(spec, PyroELBO):

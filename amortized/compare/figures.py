@@ -2,60 +2,98 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from typing import Any, Final
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from amortized.compare.result import GradientRow
 
-# of the palette of Okabe and Ito, which color-blind readers can tell apart; hatched besides
+# of the palette of Okabe and Ito, which color-blind readers can tell apart; hollow besides
 _UNBIASED, _BIASED = "#0072B2", "#E69F00"
+# of a name in a figure: characters of a line, and of its beginning and end where it is longer
+_LINE: Final = 30
+_HEAD, _TAIL = 38, 16
+# of a character, of a line of text, in inches
+_WIDE: Final = 0.085
+_HIGH: Final = 0.17
+# an interval that reaches further says that nothing is known
+_REACH: Final = 1e3
+
+
+def label_of(name: str) -> str:
+    r"""A name as a figure has room for it: on two lines, the middle of a long one left out.
+
+    >>> label_of("a name of a candidate that has more words than there is room for in any figure")
+    'a name of a candidate that has\nmore wo … or in any figure'
+    """
+    text = " ".join(name.split())
+    if len(text) > _HEAD + _TAIL + 3:
+        text = f"{text[:_HEAD].rstrip()} … {text[-_TAIL:].lstrip()}"
+    return "\n".join(textwrap.wrap(text, _LINE)) or '""'
+
+
+def width_of(labels: Sequence[str]) -> float:
+    """What the longest line takes, in inches."""
+    return _WIDE * max((len(line) for label in labels for line in label.split("\n")), default=0)
 
 
 def variance_bars(rows: Sequence[GradientRow], ax: Axes | None = None) -> Axes:
-    """A bar a candidate with its 95 % interval, on a log axis; the best one at the bottom.
+    """A point a candidate with its 95 % interval, on a log axis; the best one at the bottom.
 
-    A candidate without variance has no bar, but a word. Biased ones are hatched.
+    A candidate without variance has no point, but a word. Biased ones are hollow squares.
     """
-    if ax is None:
-        size = (6, 0.4 * len(rows) + 1.2)
-        _, ax = plt.subplots(figsize=size, layout="constrained")
     ordered = sorted(rows, key=lambda row: row.variance)
-    shown = [row for row in ordered if row.variance > 0]
-    lowest = min((r.variance_interval[0] or r.variance for r in shown), default=1.0)
-    left = lowest / 3
-    for place, row in enumerate(ordered):
-        if row.variance == 0:
-            ax.text(left * 1.1, place, "no variance", va="center", fontsize="small", color="0.3")
-            continue
-        biased = bool(row.verdict)
-        low, high = row.variance_interval
-        high = min(high, 1e3 * row.variance)
-        ax.barh(
-            place,
-            row.variance - left,
-            left=left,
-            height=0.6,
-            color=_BIASED if biased else _UNBIASED,
-            hatch="///" if biased else None,
-            edgecolor="white",
-            xerr=[[row.variance - low], [high - row.variance]],
-            error_kw={"ecolor": "0.2", "capsize": 3, "elinewidth": 1},
-        )
+    labels = [label_of(row.candidate) for row in ordered]
+    if ax is None:
+        lines = sum(label.count("\n") + 1 for label in labels)
+        size = (4.2 + width_of(labels), 0.25 * len(rows) + _HIGH * lines + 1.0)
+        _, ax = plt.subplots(figsize=size, layout="constrained")
     ax.set_xscale("log")
+    for place, row in enumerate(ordered):
+        if row.variance > 0:
+            _point(ax, place, row)
+        else:
+            across = ax.get_yaxis_transform()
+            look: dict[str, Any] = {"va": "center", "fontsize": "small", "color": "0.3"}
+            ax.text(0.02, place, "no variance", transform=across, **look)
+    shown = [row for row in ordered if row.variance > 0]
+    if not shown:
+        ax.set_xticks([])
     ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    highest = max((min(r.variance_interval[1], 1e3 * r.variance) for r in shown), default=10.0)
-    ax.set_xlim(left, highest * 1.5)
+    ax.margins(x=0.08)
     ax.set_ylim(-0.6, len(ordered) - 0.4)
-    ax.set_yticks(range(len(ordered)), [row.candidate for row in ordered])
-    ax.set_xlabel(f"variance of the gradient, {rows[0].group} (nats²)")
+    # a dollar in a name begins no formula
+    ax.set_yticks(range(len(ordered)), labels, parse_math=False)
+    words = f"variance of the gradient, {' '.join(rows[0].group.split())} (nats²)"
+    ax.set_xlabel("\n".join(textwrap.wrap(words, 2 * _LINE)), parse_math=False)
     if any(row.verdict for row in shown):
-        marks = [Patch(facecolor=_UNBIASED), Patch(facecolor=_BIASED, hatch="///", edgecolor="w")]
+        marks = [Line2D([], [], linestyle="", **_look(biased)) for biased in (False, True)]
         ax.legend(marks, ["unbiased", "biased"], frameon=False, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(visible=True, axis="x", color="0.92")
     ax.set_axisbelow(True)
     return ax
+
+
+def _point(ax: Axes, place: int, row: GradientRow) -> None:
+    low, high = row.variance_interval
+    low, high = max(low, row.variance / _REACH), min(high, row.variance * _REACH)
+    # a bootstrap interval need not hold the value itself
+    reach = [[max(0.0, row.variance - low)], [max(0.0, high - row.variance)]]
+    bars: dict[str, Any] = {"ecolor": "0.2", "capsize": 3, "elinewidth": 1}
+    ax.errorbar(
+        [row.variance], [place], xerr=reach, linestyle="", **bars, **_look(bool(row.verdict))
+    )
+
+
+def _look(biased: bool) -> dict[str, Any]:
+    """Of a point."""
+    colour = _BIASED if biased else _UNBIASED
+    inside = "white" if biased else colour
+    shape = {"marker": "s" if biased else "o", "markersize": 7.0, "markeredgewidth": 1.5}
+    return {**shape, "color": colour, "markerfacecolor": inside}

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from amortized.errors import UsageError
 
 Format = Literal["text", "markdown", "latex", "html", "csv", "json"]
 _WIDTH = 150
+_MARKS = re.compile(r"[\\`*_|$]")
 # what TeX would take for commands, and what its usual font would show as other characters
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -51,8 +53,8 @@ class Sheet:
     def markdown(self) -> str:
         """Of GitHub's kind."""
         rules = [":--" if head in self.words else "--:" for head in self.heads]
-        lines = [self.heads, rules, *self.rows]
-        escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        heads, *rows = ([_markdown(cell) for cell in line] for line in (self.heads, *self.rows))
+        escaped = [heads, rules, *rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
     def latex(self) -> str:
@@ -179,4 +181,13 @@ def _csv(records: list[dict[str, Any]]) -> str:
 
 
 def _tex(cell: str) -> str:
-    return "".join(_TEX.get(sign, sign) for sign in cell)
+    return "".join(_TEX.get(sign, sign) for sign in _one_line(cell))
+
+
+def _markdown(cell: str) -> str:
+    """As it is shown: no emphasis, no code, no element of HTML, no further column."""
+    return _MARKS.sub(r"\\\g<0>", html.escape(_one_line(cell), quote=False))
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split())

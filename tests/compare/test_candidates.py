@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pytest
 import torch
@@ -75,3 +77,9 @@ def test_missing_gradients_are_zero():
 def test_errors_keep_their_class_and_get_a_name():
     with pytest.raises(NonFiniteError, match="candidate 'a': bad"), naming("candidate 'a'"):
         raise NonFiniteError("bad")
+
+
+@pytest.mark.parametrize("name", [1, None, ("a", "b")])
+def test_a_name_that_is_no_text_is_refused(name: Any):
+    with pytest.raises(am.UsageError, match=r"candidates: found .* as a name; expected text"):
+        as_candidate(name, "disarm")

@@ -57,6 +57,19 @@ def test_markdown_keeps_its_columns():
     assert {line.replace("\\|", "").count("|") for line in lines} == {3}
 
 
+def test_markdown_and_latex_show_names_as_they_are():
+    names = ["two\nlines", "<z> & co", "_a_ *b* `c`", "$x$", "a\\|b"]
+    sheet = Sheet(["name"], [[name] for name in names], ("name",))
+    assert sheet.markdown().splitlines()[2:] == [
+        "| two lines |",
+        "| &lt;z&gt; &amp; co |",
+        r"| \_a\_ \*b\* \`c\` |",
+        r"| \$x\$ |",
+        r"| a\\\|b |",
+    ]
+    assert r"two lines \\" in sheet.latex().splitlines()
+
+
 def test_latex_escapes_what_tex_would_read():
     lines = Odd().table("latex").splitlines()
     assert lines[1:3] == [r"\begin{tabular}{lr}", r"\toprule"]

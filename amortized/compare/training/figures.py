@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import cycle, islice
-from typing import Final
+from typing import Any, Final
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
+from amortized.compare.figures import label_of, width_of
 from amortized.compare.intervals import Mean
 from amortized.compare.training.result import Against, Metric, TrainingComparison
 
@@ -25,6 +28,9 @@ _COLOURS: Final = (
 )
 # so that lines can be told apart without any colour, too
 _STYLES: Final = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+# candidates, and inches of their names, for which there is room inside of the axes
+_MANY: Final = 6
+_LONG: Final = 2.0
 _XLABELS: Final = (
     ("steps", "optimizer steps"),
     ("seconds", "processor seconds of training"),
@@ -44,8 +50,13 @@ def learning_curves(
 
     The axis starts where curves have left their first steep climb.
     """
+    labels = [label_of(name) for name in found.candidates]
+    # inside of the axes they would cover the curves
+    beside = ax is None and (len(labels) > _MANY or width_of(labels) > _LONG)
     if ax is None:
-        _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
+        wide = 5 + (width_of(labels) + 0.6 if beside else 0.0)
+        _, ax = plt.subplots(figsize=(wide, 3.5), layout="constrained")
+    lines, failures = [], []
     looks = zip(found.candidates, cycle(_COLOURS), cycle(_STYLES), strict=False)
     drawn: list[list[Mean]] = []
     for name, colour, style in looks:
@@ -57,10 +68,10 @@ def learning_curves(
         band = [(x, m) for x, m in band if math.isfinite(m.high - m.low)]
         xs, lows, highs = [x for x, _ in band], [m.low for _, m in band], [m.high for _, m in band]
         ax.fill_between(xs, lows, highs, color=colour, alpha=0.18, linewidth=0)
-        failed = any(trial.failure for trial in found.of(name))
-        if failed and curve.at:
+        lines.append(line)
+        failures.append(any(trial.failure for trial in found.of(name)))
+        if failures[-1] and curve.at:
             ax.plot(curve.at[-1:], values[-1:], "x", color=colour, ms=8, mew=2)
-            line.set_label(f"{name} (x: a trial failed)")
             _go_on(ax, found, name, against, metric, colour)
     _cut(ax, [means for means in drawn if means])
     data = "validation " if found.held_out else "training "
@@ -71,8 +82,22 @@ def learning_curves(
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(visible=True, color="0.92")
     ax.set_axisbelow(True)
-    ax.legend(frameon=False, loc="best", handlelength=3)
+    _legend(ax, lines, zip(labels, failures, strict=True), beside)
     return ax
+
+
+def _legend(
+    ax: Axes, lines: list[Line2D], labels: Iterable[tuple[str, bool]], beside: bool
+) -> None:
+    """All candidates, whatever their names begin with."""
+    place: dict[str, Any] = {"loc": "best"}
+    if beside:
+        place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}
+    # matplotlib leaves out labels that begin with an underscore, and reads dollars as formulas
+    legend = ax.legend(lines, ["-"] * len(lines), frameon=False, handlelength=3, **place)
+    for text, (label, failed) in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(f"{label}{' (x: a trial failed)' if failed else ''}")
 
 
 def _go_on(

@@ -102,7 +102,7 @@ def _table(found: Tabled) -> list[str]:
 def _of_gradients(found: GradientComparison) -> list[str]:
     caption = (
         "Variance of one draw of the gradient with its 95 % bootstrap interval, on a log scale; "
-        "the shortest of the unbiased is the best. Biased candidates are hatched."
+        "the leftmost of the unbiased is the best. Biased candidates are hollow squares."
     )
     return [
         _figure(
@@ -129,12 +129,18 @@ def _figure(draw: Callable[[], Any], caption: str) -> str:
     # slow to import
     import matplotlib.pyplot as plt
 
-    figure = draw().figure
+    text, before = html.escape(caption), set(plt.get_fignums())
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=_DPI)
-    plt.close(figure)
+    try:
+        draw().figure.savefig(picture, format="png", dpi=_DPI)
+    except Exception as error:  # what was measured is worth more than one figure
+        why = html.escape(f"{type(error).__name__}: {error}")
+        text = f"This figure could not be drawn ({why}). {text}"
+        return f"<figure><figcaption>{text}</figcaption></figure>"
+    finally:
+        for number in set(plt.get_fignums()) - before:
+            plt.close(number)
     data = base64.b64encode(picture.getvalue()).decode()
-    text = html.escape(caption)
     image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 

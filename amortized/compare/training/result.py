@@ -304,8 +304,8 @@ _LEGEND = (
     (
         "steps, seconds to target",
         "when the ELBO first reaches the target of its seed, by lines between checks, the mean "
-        "over seeds; '> x (k of n)': only k of n trials reach it, and with their ends in the place of "
-        "the others' times the mean would be x",
+        "over seeds; '> x (k of n)': only k of n trials reach it, and the mean would be x if the "
+        "others had reached it at their ends",
     ),
 )
 

@@ -7,11 +7,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 from matplotlib import image
 
 import amortized as am
 from amortized.compare.training.report import page, refuse_unwritable, write_report
+from amortized.compare.training.result import TrainingComparison
 from tests.compare.test_result import comparison as gradients
 from tests.compare.training.test_result import comparison as trainings
 
@@ -65,6 +67,22 @@ def test_a_comparison_without_evidence_has_no_figure_of_it():
     bare = [am.Trial(**{**vars(trial), "log_evidence": []}) for trial in bare]
     found = trainings(trials=bare, evaluations={"good": 1})
     assert len(Page(page(found, "t", {})).pictures) == 2
+
+
+def test_a_figure_that_fails_does_not_lose_the_report(monkeypatch: pytest.MonkeyPatch):
+    def broken(self: Any, ax: Any = None, against: str = "steps", metric: str = "elbo") -> Any:
+        _, axes = plt.subplots()
+        if against == "seconds":
+            raise ValueError("<no> such thing")
+        axes.set_title("fine")
+        return axes
+
+    monkeypatch.setattr(TrainingComparison, "plot", broken)
+    before = plt.get_fignums()
+    text = page(trainings(), "t", {})
+    assert len(Page(text).pictures) == 2 and trainings().sheet().html() in text
+    assert "could not be drawn (ValueError: &lt;no&gt; such thing)" in text
+    assert plt.get_fignums() == before
 
 
 def test_a_report_is_a_file(tmp_path: Path):

@@ -229,6 +229,7 @@ def check(
 
 @app.command()
 def compare(
+    context: typer.Context,
     program: ProgramFile,
     options: Options = None,
     estimator: Annotated[
@@ -269,6 +270,7 @@ def compare(
     traceback: Traceback = False,
 ) -> None:
     """Compare estimators: bias, variance and cost of their gradients, or whole trainings."""
+    comparing.refuse_other_kind(context, train=train)
     gradients = {"num_draws": num_draws, "warmup_steps": warmup_steps, "reference": reference}
     gradients |= {"budget_seconds": budget, "parameters": parameter}
     training = {"max_steps": max_steps, "seeds": seeds, "check_every": check_every, "lr": lr}

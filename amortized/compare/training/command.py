@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
+
+import typer
 
 from amortized.compare.gradients import compare_gradients
 from amortized.compare.result import GradientComparison
@@ -19,6 +21,32 @@ from amortized.fit.data import first_batch
 from amortized.fit.files import pairs
 from amortized.loss import VariationalLoss
 from amortized.objectives.base import Objective
+
+# options by name, of one kind of comparison alone
+_OF_GRADIENTS: Final = ("num_draws", "budget", "warmup_steps", "reference", "parameter")
+_OF_TRAINING: Final = ("seeds", "max_steps", "check_every", "lr", "workers", "folder")
+
+
+def refuse_other_kind(context: typer.Context, *, train: bool) -> None:
+    """Options that would do nothing.
+
+    Raises:
+        UsageError: one was given that belongs to the other kind of comparison.
+    """
+    for name in _OF_GRADIENTS if train else _OF_TRAINING:
+        source = context.get_parameter_source(name)
+        if source is None or source.name == "DEFAULT":
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if train:
+            raise UsageError(
+                f"{option}: it is about measuring gradients, and --train trains instead; leave out "
+                "one of the two"
+            )
+        raise UsageError(
+            f"{option}: it is about training, and without --train gradients are measured; add "
+            f"--train, or leave {option} out"
+        )
 
 
 @dataclass(frozen=True)

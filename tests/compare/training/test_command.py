@@ -142,6 +142,21 @@ def test_ctrl_c_says_how_to_go_on(
         ((*PAIR, *FEW, "--max-steps", 0), 2, "--max-steps 0"),
         ((*PAIR, "--set", "sise=3"), 2, "did you mean size"),
         ((*PAIR, "--seed", -1), 2, "--seed -1"),
+        ((*PAIR, "--max-steps", 1000), 2, "--max-steps: it is about training, and without --train"),
+        ((*PAIR, "--seeds", 5), 2, "--seeds: it is about training"),
+        ((*PAIR, "--lr", 0.1), 2, "--lr: it is about training"),
+        ((*PAIR, "--folder", "x"), 2, "--folder: it is about training"),
+        ((*PAIR, "--check-every", 2), 2, "--check-every: it is about training"),
+        ((*PAIR, "--workers", 2), 2, "--workers: it is about training"),
+        (
+            (*PAIR, *FEW, "--budget", 20),
+            2,
+            "--budget: it is about measuring gradients, and --train",
+        ),
+        ((*PAIR, *FEW, "--num-draws", 99), 2, "--num-draws: it is about measuring"),
+        ((*PAIR, *FEW, "--warmup-steps", 9), 2, "--warmup-steps: it is about measuring"),
+        ((*PAIR, *FEW, "--reference", "long"), 2, "--reference: it is about measuring"),
+        ((*PAIR, *FEW, "--parameter", "*"), 2, "--parameter: it is about measuring"),
     ],
 )
 def test_mistakes_are_one_sentence(

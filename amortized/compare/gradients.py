@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -25,12 +26,14 @@ from amortized.compare.measure import (
 )
 from amortized.compare.moments import GroupSums, bias_of
 from amortized.compare.reference import Reference, ReferenceKind, reference_of
-from amortized.compare.result import GradientComparison, GradientRow
+from amortized.compare.result import GradientComparison, GradientRow, unjudged
 from amortized.errors import UsageError
 from amortized.programs.run import Program
 
 # how often a comparison of unbiased candidates flags any of its rows, at most
 LEVEL: Final = 0.01
+# pairs of candidates that contradict each other, by name
+_MOST_SAID: Final = 4
 
 
 def compare_gradients(
@@ -63,9 +66,11 @@ def compare_gradients(
     which is 0 where nothing is left: more draws tell small ratios apart.
 
     The reference is exact where enumeration of all finite sites leaves nothing to chance; else it
-    is the mean of other draws, ten times as many, of the unbiased candidate with the least
-    variance (or of the loss with all finite sites enumerated), whose error is part of z, p-value
-    and interval. Losses with other bounds have references of their own.
+    is the mean of ten times as many draws of a loss that is right by construction, with finite
+    sites enumerated and a score function with leave-one-out at others, whose error is part of z,
+    p-value and interval. Candidates that declare no bias and contradict each other are named in the
+    notes. Losses with other bounds have references of their own; a bound of Pyro's own, or a site
+    without a score, has none but draws of a candidate, and rows get no verdict.
 
     Nothing is disturbed: parameters, buffers, generators, Pyro's store and the state of the given
     losses stay as they are.
@@ -193,11 +198,13 @@ def _result(
 ) -> GradientComparison:
     tests = len(measured) * len(known.groups)
     sums = {target: known.sums(reference.blocks) for target, reference in references.items()}
+    judges = {target: reference.judges for target, reference in references.items()}
     rows = []
     for name, m in measured.items():
         pairs = zip(known.sums(m.blocks), sums[m.candidate.target], strict=True)
         for group, (found, reference) in zip(known.groups, pairs, strict=True):
-            rows.append(_row((name, group.name), found, reference, m, seconds[name], tests=tests))
+            row = _row((name, group.name), found, reference, m, seconds[name], tests=tests)
+            rows.append(row if judges[m.candidate.target] else unjudged(row))
     return GradientComparison(
         rows=rows,
         means={name: known.by_name(m.blocks.mean) for name, m in measured.items()},
@@ -207,8 +214,33 @@ def _result(
         sampling={name: m.sampler.reason for name, m in measured.items()},
         num_draws=next(iter(measured.values())).blocks.count,
         level=LEVEL,
-        about=about,
+        about=[*about, *_contradictions(measured, references, known)],
     )
+
+
+def _contradictions(
+    measured: Mapping[str, Measured], references: Mapping[str, Reference], known: Trained
+) -> list[str]:
+    """Pairs of candidates of one bound that declare no bias, and whose means are too far apart."""
+    said = []
+    for target, reference in references.items():
+        fair = {n: known.sums(m.blocks) for n, m in measured.items() if _fair(m, target)}
+        pairs = [] if reference.exact else [*itertools.combinations(fair, 2)]
+        tests = len(pairs) * len(known.groups)
+        for one, other in pairs:
+            found = [bias_of(a, b) for a, b in zip(fair[one], fair[other], strict=True)]
+            place = min(range(len(found)), key=lambda index: found[index].p_value)
+            if found[place].p_value * tests < LEVEL:
+                said.append(
+                    f"candidates {one!r} and {other!r} declare no bias and contradict each other "
+                    f"({known.groups[place].name}, z = {found[place].z:.1f}): one of them is biased"
+                )
+    more = len(said) - _MOST_SAID
+    return said if more <= 0 else [*said[:_MOST_SAID], f"so do {more} other pairs of candidates"]
+
+
+def _fair(measured: Measured, target: str) -> bool:
+    return measured.candidate.target == target and not measured.candidate.bias
 
 
 def _row(

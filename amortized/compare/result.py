@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
 
 from torch import Tensor
@@ -53,10 +53,14 @@ class GradientRow:
     work: float
     """Variance times seconds: the variance that a second buys."""
     work_interval: Interval
+    undecided: str = ""
+    """Why nothing can be said of its bias, in a few words; empty: something can."""
 
     @property
     def verdict(self) -> str:
         """What to think of its mean, in a few words."""
+        if self.undecided:
+            return f"{self.undecided}, declared biased" if self.declared_bias else self.undecided
         if self.flagged:
             return "biased, as declared" if self.declared_bias else "BIASED"
         return "declared biased" if self.declared_bias else ""
@@ -64,6 +68,11 @@ class GradientRow:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
+
+
+def unjudged(row: GradientRow) -> GradientRow:
+    """A row that has nothing to be compared with."""
+    return replace(row, flagged=False, undecided="no reference")
 
 
 @final
@@ -191,7 +200,11 @@ _LEGEND = (
         "how rare such a distance is for an unbiased candidate, as standard deviations and as "
         "a probability",
     ),
-    ("verdict", "BIASED: too rare to be chance; declared: the estimator says so itself"),
+    (
+        "verdict",
+        "BIASED: too rare to be chance; declared: the estimator says so itself; no reference: "
+        "nothing that is right by construction is there to compare it with",
+    ),
     ("variance", "trace of the covariance of one draw, with a 95 % bootstrap interval"),
     (
         "SNR",

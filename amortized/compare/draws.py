@@ -9,7 +9,7 @@ not, or torch cannot run it so, each draw runs the programs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -130,6 +130,14 @@ class Sampler:
         run = torch.func.vmap(recording, randomness="different")
         with _told_nothing():
             return run(torch.zeros(count))
+
+
+def noise_states(*programs: Any) -> Hashable:
+    """Where all generators stand that programs can ask for noise."""
+    own = [g.get_state().numpy().tobytes() for g in torch_generators(*programs)]
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    states = (torch.get_rng_state(), *cuda)
+    return *(s.numpy().tobytes() for s in states), *own, outside_states(*programs)
 
 
 @contextmanager

@@ -254,7 +254,7 @@ def _row(
 ) -> GradientRow:
     bias = bias_of(found, reference)
     low, high = found.variance_interval()
-    norm = float(found.mean.norm())
+    norm, work = float(found.mean.norm()), found.variance * seconds
     return GradientRow(
         candidate=names[0],
         group=names[1],
@@ -272,6 +272,7 @@ def _row(
         seconds=seconds,
         model_evaluations=measured.evaluations,
         peak_bytes=measured.peak_bytes,
-        work=found.variance * seconds,
+        work=math.nan if found.unseen else work,
         work_interval=(low * seconds, high * seconds),
+        undecided="too few draws" if found.unseen else "",
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 import pyro
 
 from amortized.compare.candidates import Candidate, Pair
-from amortized.compare.draws import Sampler
+from amortized.compare.draws import Sampler, noise_states
 from amortized.compare.groups import SIDES, Trained
 from amortized.compare.memory import peak_bytes
 from amortized.compare.moments import BlockSums, block_sums
@@ -38,9 +39,10 @@ class Measured:
     peak_bytes: int
 
     def variance(self, known: Trained) -> float:
-        """Of all parameters together: every one is the model's or the guide's."""
+        """Of all parameters together: every one is the model's or the guide's; unknown: infinite."""
         pairs = zip(known.groups, known.sums(self.blocks), strict=True)
-        return sum(part.variance for group, part in pairs if group.name in SIDES)
+        parts = [part for group, part in pairs if group.name in SIDES]
+        return math.inf if any(p.unseen for p in parts) else sum(p.variance for p in parts)
 
 
 def measure(
@@ -116,7 +118,9 @@ def drawn(sampler: Sampler, known: Trained, count: int) -> BlockSums:
     Raises:
         NonFiniteError: naming the parameters.
     """
+    before = noise_states(*sampler.programs)
     found = block_sums(sampler.chunks(count), count, [group.columns for group in known.groups])
+    found = replace(found, noiseless=noise_states(*sampler.programs) == before)
     refuse_non_finite(found, known)
     return found
 

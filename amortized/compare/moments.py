@@ -32,7 +32,8 @@ class BlockSums:
     ``centre`` is that draw, shape ``[P]``; ``sums`` the sum of deviations over each block,
     ``[B, P]``; ``squares`` that of their squares over each group of elements, ``[B, groups]``;
     ``sizes`` how many draws a block has, ``[B]``. All in float64; ``precision`` is the rounding
-    unit of the draws.
+    unit of the draws. ``noiseless``: no generator was asked for them, so that equal draws are all
+    there are; else equal draws say that what varies was not met.
     """
 
     centre: Tensor
@@ -40,6 +41,7 @@ class BlockSums:
     squares: Tensor
     sizes: Tensor
     precision: float
+    noiseless: bool = False
 
     @property
     def count(self) -> int:
@@ -96,6 +98,8 @@ class GroupSums:
     Attributes:
         mean: ``[elements]``.
         variance: the trace of the covariance of one draw.
+        exact: there is no noise at all.
+        unseen: there may be noise, and all draws are equal.
     """
 
     def __init__(self, blocks: BlockSums, columns: Tensor, index: int) -> None:
@@ -109,6 +113,8 @@ class GroupSums:
         about = squares - 2 * sums @ shift + self.sizes * shift.square().sum()
         self._about = about.clamp(min=0.0)
         self.variance = float(self._about.sum()) / (self.count - 1)
+        self.exact = blocks.noiseless and self.variance == 0.0
+        self.unseen = not blocks.noiseless and self.variance == 0.0
 
     @property
     def elements(self) -> int:
@@ -117,14 +123,16 @@ class GroupSums:
 
     @property
     def signal_to_noise(self) -> float:
-        r"""The norm of the expectation over the standard deviation; infinite without a variance.
+        r"""The norm of the expectation over the standard deviation; infinite without noise.
 
         .. math:: \sqrt{\max(\lVert\bar g\rVert^2 / \operatorname{tr}\operatorname{Cov} g - 1/n, 0)}
 
         The mean of :math:`n` draws has noise of its own, :math:`E\lVert\bar g\rVert^2 =
         \lVert E g\rVert^2 + \operatorname{tr}\operatorname{Cov} g / n`, so without the last term
-        no ratio below :math:`1/\sqrt n` could be seen.
+        no ratio below :math:`1/\sqrt n` could be seen. NaN where equal draws say nothing.
         """
+        if self.unseen:
+            return math.nan
         if self.variance == 0.0:
             return math.inf
         return math.sqrt(max(float(self.mean.square().sum()) / self.variance - 1 / self.count, 0.0))
@@ -155,7 +163,7 @@ class GroupSums:
     def variance_interval(self, seed: int = 0) -> Interval:
         """A 95 % interval of the variance: studentized bootstrap of its logarithm, over blocks."""
         if self.variance == 0.0:
-            return 0.0, 0.0
+            return 0.0, math.inf if self.unseen else 0.0
         generator = torch.Generator().manual_seed(seed)
         blocks = len(self.sizes)
         picked = torch.randint(blocks, (_REPLICATES, blocks), generator=generator)
@@ -196,7 +204,8 @@ class Bias:
 
     ``norm`` is the distance, ``interval`` a 95 % interval of the bias (at least so often: by the
     triangle inequality), ``p_value`` how often an unbiased estimate would be as far away, and ``z``
-    the deviation of a standard normal variable that is as rare.
+    the deviation of a standard normal variable that is as rare. They are NaN where draws are too few
+    to tell.
     """
 
     norm: float
@@ -210,14 +219,16 @@ def bias_of(found: GroupSums, reference: GroupSums) -> Bias:
 
     Without a bias it is :math:`\sum_k \lambda_k \chi^2_1` with the eigenvalues of the covariance
     of the difference; a multiple of a chi-square variable with the same mean and variance (Box)
-    stands for it, exact for one element. A reference that does not vary has no error.
+    stands for it, exact for one element. A reference without noise has no error.
     """
+    if found.unseen or reference.unseen:
+        norm = float((found.mean - reference.mean).norm())
+        return Bias(norm, (0.0, math.inf), math.nan, math.nan)
     away = found.mean - reference.mean
     n, m = found.count, reference.count
-    exact = reference.variance == 0.0
     trace = found.variance / n + reference.variance / m
     square = found.squared_covariance() / n**2
-    if not exact:
+    if not reference.exact:
         square += reference.squared_covariance() / m**2
         square += 2 * found.common_covariance(reference) / (n * m)
     scale = max(float(found.mean.abs().max()), float(reference.mean.abs().max()))

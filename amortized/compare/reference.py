@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
 import torch
 
-from amortized.checks.isolation import outside_states, torch_generators
 from amortized.compare.candidates import FAILURES, THE_ELBO, Candidate, Ours, Pair, naming
+from amortized.compare.draws import noise_states
 from amortized.compare.groups import Trained
 from amortized.compare.measure import (
     LEAST_DRAWS,
@@ -146,20 +146,14 @@ def _enumerable(sites: Sequence[Site], objective: Objective) -> dict[str, Estima
 def _exact(summed: Candidate, pair: Pair, known: Trained) -> BlockSums | None:
     """Its gradient, if it asks no generator for noise."""
     leaves = list(known.leaves.values())
-    before = _noise(pair)
+    before = noise_states(pair.model, pair.guide)
     draws = torch.stack([summed.gradient(pair, leaves) for _ in range(_SAME)])
-    if _noise(pair) != before or not torch.equal(draws.nan_to_num()[0], draws.nan_to_num()[1]):
+    moved = noise_states(pair.model, pair.guide) != before
+    if moved or not torch.equal(draws.nan_to_num()[0], draws.nan_to_num()[1]):
         return None
     found = block_sums([draws], _SAME, [group.columns for group in known.groups])
     refuse_non_finite(found, known)
-    return found
-
-
-def _noise(pair: Pair) -> Hashable:
-    """Where all generators stand."""
-    programs = (pair.model, pair.guide)
-    own = [g.get_state().numpy().tobytes() for g in torch_generators(*programs)]
-    return torch.get_rng_state().numpy().tobytes(), *own, outside_states(*programs)
+    return replace(found, noiseless=True)
 
 
 def _long_run(

@@ -44,7 +44,7 @@ class GradientRow:
     """95 %, bootstrap."""
     snr: float
     """The norm of the expected gradient over the standard deviation, without what the noise of
-    ``num_draws`` adds to the norm of their mean; infinite without a variance."""
+    ``num_draws`` adds to the norm of their mean; infinite without noise."""
     seconds: float
     """Of the processor, for one draw by the programs as they are written."""
     model_evaluations: int | None
@@ -203,7 +203,8 @@ _LEGEND = (
     (
         "verdict",
         "BIASED: too rare to be chance; declared: the estimator says so itself; no reference: "
-        "nothing that is right by construction is there to compare it with",
+        "nothing that is right by construction is there to compare it with; too few draws: what "
+        "varies was met too rarely to tell",
     ),
     ("variance", "trace of the covariance of one draw, with a 95 % bootstrap interval"),
     (
@@ -224,20 +225,27 @@ def _cells(row: GradientRow) -> list[str]:
         str(row.size),
         f"{row.norm:.3g}",
         f"{row.bias:.2g}",
-        f"{row.z:.1f}",
-        f"{row.p_value:.2g}" if row.p_value > _LEAST_P else f"<{_LEAST_P:g}",
+        _number(row.z, ".1f"),
+        f"<{_LEAST_P:g}" if row.p_value <= _LEAST_P else _number(row.p_value, ".2g"),
         row.verdict,
         _with_interval(row.variance, row.variance_interval),
-        f"{row.snr:.3g}",
+        _number(row.snr, ".3g"),
         f"{1e3 * row.seconds:.2f}",
         "-" if row.model_evaluations is None else str(row.model_evaluations),
         bytes_text(row.peak_bytes),
-        f"{row.work:.2g}",
+        _number(row.work, ".2g"),
     ]
+
+
+def _number(value: float, digits: str) -> str:
+    """A dash for what is unknown."""
+    return "-" if math.isnan(value) else f"{value:{digits}}"
 
 
 def _with_interval(value: float, interval: Interval) -> str:
     """Three digits of each; a power of ten stands behind all of them."""
+    if value == 0.0 and interval[1] > 0.0:
+        return "unknown"
     power = math.floor(math.log10(value)) if value > 0 and math.isfinite(value) else 0
     power = 0 if -3 <= power < 3 else power
     numbers = (f"{x / 10.0**power:.3g}" for x in (value, *interval))

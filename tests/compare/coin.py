@@ -50,6 +50,20 @@ class Broken(DisARM):
 Programs = tuple[Callable[..., Any], Callable[..., Any]]
 
 
+def rare(p: float) -> Programs:
+    """A bit that the guide hardly ever draws."""
+
+    def model() -> None:
+        b = pyro.sample("b", dist.Bernoulli(0.3))
+        pyro.factor("f", 3 * (b - T) ** 2)
+
+    def guide() -> None:
+        start = torch.tensor(math.log(p / (1 - p)))
+        pyro.sample("b", dist.Bernoulli(logits=pyro.param("phi", start)))
+
+    return model, guide
+
+
 def chain() -> Programs:
     """A normal and a categorical that depends on it, four data, two networks."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ def repeated(estimator: object) -> list[GroupSums]:
 
 def exactly(value: float) -> GroupSums:
     column = torch.tensor([0])
-    return GroupSums(block_sums([torch.full((3, 1), value)], 3, [column]), column, 0)
+    blocks = block_sums([torch.full((3, 1), value)], 3, [column])
+    return GroupSums(replace(blocks, noiseless=True), column, 0)
 
 
 def test_intervals_cover_the_exact_variances_and_p_values_are_uniform():
@@ -81,6 +83,23 @@ def test_a_whole_comparison_on_the_coin():
     summed = found.row("sum", "guide")
     assert (summed.variance, summed.work, summed.p_value) == (0.0, 0.0, 1.0)
     assert [found.row(n, "guide").model_evaluations for n in ("score_function", "disarm")] == [1, 2]
+
+
+@pytest.mark.parametrize("reference", ["exact", "long"])
+def test_an_outcome_that_is_never_met_leaves_no_verdict_and_no_best(reference: str):
+    model, guide = coin.rare(1e-6)
+    names = {"score": "score_function", "pairs": "leave_one_out", "sum": "enumerate"}
+    found = compare_gradients(model, guide, (), names, num_draws=200, reference=reference, seed=0)
+    for name in ("score", "pairs"):
+        row = found.row(name, "guide")
+        assert row.verdict == "too few draws" and not row.flagged
+        assert row.variance_interval == (0.0, math.inf)
+        assert math.isnan(row.work) and math.isnan(row.snr) and math.isnan(row.p_value)
+    # nothing is drawn for it
+    summed = found.row("sum", "guide")
+    assert (summed.variance, summed.variance_interval, summed.work) == (0.0, (0.0, 0.0), 0.0)
+    assert summed.snr == math.inf and not summed.flagged
+    assert "unknown" in str(found) and "nan" not in str(found)
 
 
 @pytest.mark.long

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import chi2, kstest
@@ -15,9 +18,14 @@ from amortized.compare.moments import (
 pytestmark = pytest.mark.float64
 
 
-def sums(draws: Tensor) -> GroupSums:
+def sums(draws: Tensor, *, noiseless: bool = False) -> GroupSums:
     columns = torch.arange(draws.shape[1])
-    return GroupSums(block_sums([draws], len(draws), [columns]), columns, 0)
+    blocks = block_sums([draws], len(draws), [columns])
+    return GroupSums(replace(blocks, noiseless=noiseless), columns, 0)
+
+
+def exactly(value: Tensor) -> GroupSums:
+    return sums(value.expand(3, -1), noiseless=True)
 
 
 def test_moments_are_those_of_all_draws_however_they_come_and_are_grouped():
@@ -75,8 +83,8 @@ def test_p_values_are_uniform_without_a_bias(size: int, noisy: bool):
     for _ in range(300):
         truth = torch.randn(size)
         own = sums(truth + torch.randn(200, size) @ mix.T)
-        other = torch.randn(300, size) @ mix if noisy else torch.zeros(3, size)
-        found.append(bias_of(own, sums(truth + other)).p_value)
+        other = sums(truth + torch.randn(300, size) @ mix) if noisy else exactly(truth)
+        found.append(bias_of(own, other).p_value)
     assert kstest(found, "uniform").pvalue > 0.01
 
 
@@ -85,7 +93,7 @@ def test_p_values_are_not_uniform_where_the_references_error_is_left_out():
     found = []
     for _ in range(300):
         own, other = sums(torch.randn(200, 2)), torch.randn(300, 2).mean(0)
-        found.append(bias_of(own, sums(other.expand(3, 2))).p_value)
+        found.append(bias_of(own, exactly(other)).p_value)
     assert kstest(found, "uniform").pvalue < 1e-6
 
 
@@ -93,7 +101,7 @@ def test_bias_intervals_cover_and_biases_are_found():
     shift = torch.tensor([0.3, 0.4])
     covered = 0
     for _ in range(200):
-        bias = bias_of(sums(shift + torch.randn(1000, 2)), sums(torch.zeros(3, 2)))
+        bias = bias_of(sums(shift + torch.randn(1000, 2)), exactly(torch.zeros(2)))
         covered += bias.interval[0] <= 0.5 <= bias.interval[1]
         assert bias.p_value < 1e-6
         assert bias.z > 5
@@ -101,15 +109,23 @@ def test_bias_intervals_cover_and_biases_are_found():
 
 
 def test_without_a_variance_only_rounding_is_forgiven():
-    still = torch.full((60, 3), 0.1)
-    assert sums(still).variance == 0.0
-    assert sums(still).variance_interval() == (0.0, 0.0)
-    assert bias_of(sums(still), sums(still)).p_value == 1.0
-    rounded = bias_of(sums(still * (1 + 1e-15)), sums(still))
-    assert rounded.p_value > 0.1
-    other = bias_of(sums(still * (1 + 1e-10)), sums(still))
-    assert other.p_value < 1e-12
-    assert bias_of(sums(0 * still), sums(0 * still)).p_value == 1.0
+    value = torch.full((3,), 0.1)
+    still = exactly(value)
+    assert still.variance == 0.0 and still.exact and not still.unseen
+    assert still.variance_interval() == (0.0, 0.0) and still.signal_to_noise == math.inf
+    assert bias_of(still, still).p_value == 1.0
+    assert bias_of(exactly(value * (1 + 1e-15)), still).p_value > 0.1
+    assert bias_of(exactly(value * (1 + 1e-10)), still).p_value < 1e-12
+    assert bias_of(exactly(0 * value), exactly(0 * value)).p_value == 1.0
+
+
+def test_equal_draws_of_what_may_vary_say_nothing():
+    still, away = sums(torch.full((60, 3), 0.1)), exactly(torch.full((3,), 0.2))
+    assert still.variance == 0.0 and still.unseen and not still.exact
+    assert still.variance_interval() == (0.0, math.inf) and math.isnan(still.signal_to_noise)
+    for bias in (bias_of(still, away), bias_of(away, still)):
+        assert bias.norm == pytest.approx(0.1 * 3**0.5) and bias.interval == (0.0, math.inf)
+        assert math.isnan(bias.p_value) and math.isnan(bias.z)
 
 
 def test_quantiles_are_those_of_scipy():

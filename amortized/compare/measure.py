@@ -39,7 +39,7 @@ class Measured:
     peak_bytes: int
 
     def variance(self, known: Trained) -> float:
-        """Of all parameters together: every one is the model's or the guide's; unknown: infinite."""
+        """Of all parameters together: every one has a side; infinite: unknown."""
         pairs = zip(known.groups, known.sums(self.blocks), strict=True)
         parts = [part for group, part in pairs if group.name in SIDES]
         return math.inf if any(p.unseen for p in parts) else sum(p.variance for p in parts)

@@ -204,8 +204,7 @@ class Bias:
 
     ``norm`` is the distance, ``interval`` a 95 % interval of the bias (at least so often: by the
     triangle inequality), ``p_value`` how often an unbiased estimate would be as far away, and ``z``
-    the deviation of a standard normal variable that is as rare. They are NaN where draws are too few
-    to tell.
+    the deviation of a standard normal variable that is as rare; NaN where draws are too few.
     """
 
     norm: float

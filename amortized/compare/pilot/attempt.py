@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, final
 
 import pyro
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from amortized.compare.candidates import Backward, Pair, flat
-from amortized.compare.draws import Sampler
+from amortized.compare.draws import Sampler, noise_states
 from amortized.compare.groups import Trained
 from amortized.compare.moments import Interval, block_sums
 from amortized.compare.pilot.replayed import replayed
@@ -85,6 +85,8 @@ class GroupNoise:
     interval: Interval
     mean: Tensor
     count: int
+    unseen: bool = False
+    """All draws were equal, though there may be noise."""
 
     @property
     def error(self) -> float:
@@ -166,15 +168,19 @@ class Attempt:
         with self._quiet():
             began = self.setting.clock()
             columns = [group.columns for group in self.known.groups]
+            before = noise_states(*sampler.programs)
             blocks = block_sums(sampler.chunks(count), count, columns)
+            still = noise_states(*sampler.programs) == before
         if not bool(blocks.mean.isfinite().all()):
             raise NonFiniteError(
                 f"its gradient is NaN or infinite in some of {count} draws; expected finite ones"
             )
-        sums, self.draws = self.known.sums(blocks), count
+        sums, self.draws = self.known.sums(replace(blocks, noiseless=still)), count
         self.draw_seconds = self.setting.clock() - began
         self.noise = {
-            group.name: GroupNoise(part.variance, part.variance_interval(), part.mean, count)
+            group.name: GroupNoise(
+                part.variance, part.variance_interval(), part.mean, count, part.unseen
+            )
             for group, part in zip(self.known.groups, sums, strict=True)
         }
 

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
+import torch
+
 from amortized.compare.pilot.attempt import Attempt, GroupNoise
 
 # a gain below this is not worth a change
@@ -54,13 +56,21 @@ class Signals:
         self.share = share
         self.means: dict[str, GroupNoise] = {}
         self._largest: dict[str, float] = {}
-        self._ranks: dict[str, tuple[bool, float]] = {}
+        self._ranks: dict[str, tuple[bool, bool, float]] = {}
+        self._first: dict[str, GroupNoise] = {}
+        self._met: dict[str, set[int]] = {}
+        self._varies: set[str] = set()
 
     def add(self, attempt: Attempt) -> None:
         """Takes a mapping into account."""
         for group, noise in attempt.noise.items():
             self._largest[group] = max(noise.variance, self._largest.get(group, 0.0))
-            rank = attempt.biased, noise.error
+            first = self._first.setdefault(group, noise)
+            if not (noise.unseen and torch.equal(noise.mean, first.mean)):
+                self._varies.add(group)
+            self._met.setdefault(group, set()).add(id(attempt))
+            # a mean over which no noise was met may lack what is rare
+            rank = noise.unseen, attempt.biased, noise.error
             if group not in self.means or rank < self._ranks[group]:
                 self.means[group], self._ranks[group] = noise, rank
 
@@ -69,24 +79,32 @@ class Signals:
 
         The root of one plus variance (and squared bias) over signal, averaged over groups.
 
-        A group whose gradient is always zero says nothing.
+        A group whose gradient is always zero says nothing; one that is the same for all mappings
+        says the same of all. The interval has no end where noise may be there and was not met.
         """
-        found = []
+        found: list[tuple[float, ...]] = []
         for group, noise in attempt.noise.items():
             reference = self.means[group]
             signal = max(self.share * reference.signal, _TINY * self._largest[group])
-            if signal > 0.0:
+            if noise.unseen:
+                found.append((1.0, 1.0, 1.0 if self._constant(group) else math.inf))
+            elif signal > 0.0:
                 bias = 0.0 if reference is noise else self._bias(attempt, group)
                 parts = (noise.variance, *noise.interval)
-                found.append([math.sqrt(1 + (part + bias) / signal) for part in parts])
+                found.append(tuple(math.sqrt(1 + (part + bias) / signal) for part in parts))
         if not found:
             return 1.0, 1.0, 1.0
         value, low, high = (sum(column) / len(found) for column in zip(*found, strict=True))
         return value, low, high
 
+    def _constant(self, group: str) -> bool:
+        """No draw of several mappings differs from any other."""
+        return group not in self._varies and len(self._met[group]) > 1
+
     def nearly_noiseless(self, attempt: Attempt) -> bool:
         """Whether even a gradient without noise, in as many seconds, is not worth a change."""
-        return math.log(self.steps(attempt)[0]) <= _LEAST_GAIN
+        value, _, high = self.steps(attempt)
+        return math.isfinite(high) and math.log(value) <= _LEAST_GAIN
 
     def work(self, attempt: Attempt) -> Work:
         """Of a mapping that was measured."""

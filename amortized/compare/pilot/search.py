@@ -38,6 +38,8 @@ _MANY: Final = 4
 _SIDE_BY_SIDE: Final = 16
 # an interval up to so many times as large is worth showing
 _WIDE: Final = 100.0
+# of the logarithm of an interval, beyond which it has no end
+_LARGE: Final = 100.0
 _SWEEPS: Final = 2
 # what a first attempt takes, in evaluations by the programs as they are written
 _OF_AN_ATTEMPT: Final = 30
@@ -314,9 +316,11 @@ class _Search:
         while True:
             least = min(range(len(works)), key=lambda i: works[i].value)
             unclear = [tried[least], tried[best(works)]]
-            again = [one for one in unclear if one.draws < _MOST_DRAWS]
+            blind = [one for one, work in zip(tried, works, strict=True) if math.isinf(work.spread)]
+            wanted = [*dict.fromkeys([*(unclear if unclear[0] is not unclear[1] else ()), *blind])]
+            again = [one for one in wanted if one.draws < _MOST_DRAWS]
             needed = sum(_MORE * one.draw_seconds for one in again)
-            if unclear[0] is unclear[1] or not again or not self._has_time(needed):
+            if not again or not self._has_time(needed):
                 break
             for attempt in again:
                 attempt.draw(_MORE * attempt.draws)
@@ -330,17 +334,22 @@ class _Search:
         """One that was measured, beside the one that was in use."""
         work, before = place
         parts = [attempt.noise[side] for side in SIDES if side in attempt.noise]
-        reach = math.exp(math.hypot(work.spread, before.spread))
+        away = math.hypot(work.spread, before.spread)
+        reach = math.exp(away) if away < _LARGE else math.inf
         ratio = work.value / before.value
         name = self.outcome.chosen[site].name
         between = f"[{ratio / reach:.2g}, {ratio * reach:.2g}]" if reach < _WIDE else "[unknown]"
         why = f"{ratio:.2g} {between} of the work of {name}"
+        if math.isinf(work.spread):
+            why = f"unknown: all {attempt.draws} draws are equal, so what varies was not met"
+        elif math.isinf(before.spread):
+            why = f"unknown: of {name} all draws are equal, so what varies was not met"
         worse = before.clearly_less(work)
         return Row(
             site,
             option.name,
             "kept" if work is before else "worse" if worse else "tied",
-            "in use, and no candidate was clearly better" if work is before else why,
+            _kept(work, why) if work is before else why,
             option.bias,
             variance=sum(part.variance for part in parts),
             variance_interval=(
@@ -381,6 +390,10 @@ class _Search:
 
     def _spent(self) -> float:
         return self.setting.clock() - self._began
+
+
+def _kept(work: Work, why: str) -> str:
+    return why if math.isinf(work.spread) else "in use, and no candidate was clearly better"
 
 
 def _value(work: Work) -> float:

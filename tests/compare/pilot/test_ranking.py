@@ -69,6 +69,31 @@ def test_a_group_without_any_gradient_says_nothing():
     assert signals.work(still).value == pytest.approx((1 + 1 / (1 - 1e-3)) ** 0.5)
 
 
+def unseen(mean: float) -> GroupNoise:
+    return GroupNoise(0.0, (0.0, math.inf), torch.tensor([mean]), 32, unseen=True)
+
+
+def test_where_no_noise_was_met_nothing_is_known():
+    signals = Signals()
+    blind, fair = attempt(guide=unseen(0.1)), attempt(guide=noise(1.0, 0.5))
+    for one in (blind, fair):
+        signals.add(one)
+    assert signals.means["guide"] is fair.noise["guide"]
+    assert not signals.nearly_noiseless(blind) and signals.work(blind).spread == math.inf
+    assert best([signals.work(fair), signals.work(blind)]) == 0
+    assert best([signals.work(blind), signals.work(fair)]) == 0
+
+
+def test_a_group_that_no_mapping_moves_stands_in_nobodys_way():
+    signals = Signals()
+    one = attempt(model=unseen(0.3), guide=noise(4.0, 1.0))
+    other = attempt(model=unseen(0.3), guide=noise(0.1, 1.0))
+    signals.add(one)
+    assert signals.work(one).spread == math.inf, "one mapping alone says nothing"
+    signals.add(other)
+    assert best([signals.work(one), signals.work(other)]) == 1
+
+
 def test_a_bias_counts_as_noise():
     signals = Signals()
     fair = attempt(guide=noise(0.1, 1.0))

@@ -201,6 +201,18 @@ def test_what_has_no_noise_is_not_compared_with_what_evaluates_as_much():
     assert rows["leave_one_out"].why.endswith("hardly any noise, and this one evaluates no less")
 
 
+@pytest.mark.parametrize("start", ["score_function", "leave_one_out"])
+def test_what_is_rare_is_no_lack_of_noise(start):
+    pair = Pair(*coin.rare(1e-5), ())
+    found = look(pair, ["disarm", "leave_one_out", "score_function", "enumerate"], in_use=start)
+    rows = {row.candidate: row for row in found.rows}
+    assert found.chosen["b"].name == start, "nothing is known"
+    for name in ("leave_one_out", "score_function"):
+        assert "all 512 draws are equal" in rows[name].why, "more were made before giving up"
+        assert rows[name].variance_interval == (0.0, math.inf)
+    assert not any("hardly any noise" in row.why for row in found.rows)
+
+
 class Slow(am.DisARM):
     """Moves a clock by a second at each evaluation."""
 

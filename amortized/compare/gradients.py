@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from amortized.checks.isolation import isolated, seed_torch
+from amortized.compare.bias import bias_of
 from amortized.compare.candidates import Candidate, CandidateSpec, Pair, as_candidate, naming
 from amortized.compare.draws import Sampler
-from amortized.compare.groups import Trained, trained
+from amortized.compare.groups import Group, Trained, trained
 from amortized.compare.measure import (
     LEAST_DRAWS,
     Measured,
@@ -24,7 +25,7 @@ from amortized.compare.measure import (
     prepared,
     seconds_a_draw,
 )
-from amortized.compare.moments import GroupSums, bias_of
+from amortized.compare.moments import GroupSums
 from amortized.compare.reference import Reference, ReferenceKind, reference_of
 from amortized.compare.result import GradientComparison, GradientRow, unjudged
 from amortized.errors import UsageError
@@ -203,7 +204,7 @@ def _result(
     for name, m in measured.items():
         pairs = zip(known.sums(m.blocks), sums[m.candidate.target], strict=True)
         for group, (found, reference) in zip(known.groups, pairs, strict=True):
-            row = _row((name, group.name), found, reference, m, seconds[name], tests=tests)
+            row = _row((name, group), found, reference, m, seconds[name], known=known, tests=tests)
             rows.append(row if judges[m.candidate.target] else unjudged(row))
     return GradientComparison(
         rows=rows,
@@ -229,8 +230,8 @@ def _contradictions(
         tests = len(pairs) * len(known.groups)
         for one, other in pairs:
             found = [bias_of(a, b) for a, b in zip(fair[one], fair[other], strict=True)]
-            place = min(range(len(found)), key=lambda index: found[index].p_value)
-            if found[place].p_value * tests < LEVEL:
+            place = min(range(len(found)), key=lambda index: found[index].carried)
+            if found[place].carried * tests < LEVEL:
                 said.append(
                     f"candidates {one!r} and {other!r} declare no bias and contradict each other "
                     f"({known.groups[place].name}, z = {found[place].z:.1f}): one of them is biased"
@@ -244,27 +245,28 @@ def _fair(measured: Measured, target: str) -> bool:
 
 
 def _row(
-    names: tuple[str, str],
+    place: tuple[str, Group],
     found: GroupSums,
     reference: GroupSums,
     measured: Measured,
     seconds: float,
     *,
+    known: Trained,
     tests: int,
 ) -> GradientRow:
     bias = bias_of(found, reference)
     low, high = found.variance_interval()
     norm, work = float(found.mean.norm()), found.variance * seconds
     return GradientRow(
-        candidate=names[0],
-        group=names[1],
+        candidate=place[0],
+        group=place[1].name,
         size=found.elements,
         norm=norm,
         bias=bias.norm,
         bias_interval=bias.interval,
         z=bias.z,
         p_value=bias.p_value,
-        flagged=bias.p_value * tests < LEVEL,
+        flagged=bias.carried * tests < LEVEL,
         declared_bias=measured.candidate.bias,
         variance=found.variance,
         variance_interval=(low, high),
@@ -274,5 +276,6 @@ def _row(
         peak_bytes=measured.peak_bytes,
         work=math.nan if found.unseen else work,
         work_interval=(low * seconds, high * seconds),
-        undecided="too few draws" if found.unseen else "",
+        undecided="too few draws" if not bias.least * tests < LEVEL else "",
+        worst=known.name_at(int(place[1].columns[bias.worst])),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -42,6 +43,11 @@ class Trained:
     def sums(self, blocks: BlockSums) -> list[GroupSums]:
         """Of each group."""
         return [GroupSums(blocks, g.columns, index) for index, g in enumerate(self.groups)]
+
+    def name_at(self, column: int) -> str:
+        """The leaf that an element of the flat gradient belongs to."""
+        ends = itertools.accumulate(leaf.numel() for leaf in self.leaves.values())
+        return next(name for name, end in zip(self.leaves, ends, strict=True) if column < end)
 
     def by_name(self, row: Tensor) -> dict[str, Tensor]:
         """A flat gradient as tensors of the leaves' shapes."""

@@ -1,4 +1,4 @@
-"""Mean, variance and bias of random gradients, from sums over blocks of draws.
+"""Mean and variance of random gradients, from sums over blocks of draws.
 
 A block is a run of consecutive draws. The sums over a hundred blocks are kept, and not the draws,
 so that the memory does not grow with their number; blocks are what the bootstrap draws again.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -18,8 +19,6 @@ _BLOCKS = 100
 _REPLICATES = 1000
 _TAIL = 0.025
 _FLAT = 3.84  # the square of 1.96
-# a mean is not told apart from another by less than so many roundings of its largest element
-_ROUNDINGS = 64
 
 Interval = tuple[float, float]
 
@@ -31,6 +30,8 @@ class BlockSums:
 
     ``centre`` is that draw, shape ``[P]``; ``sums`` the sum of deviations over each block,
     ``[B, P]``; ``squares`` that of their squares over each group of elements, ``[B, groups]``;
+    ``powers`` the sums of their second to fourth powers over all draws, ``[3, P]``; ``ends`` the
+    least and the largest deviation of each element, ``[2, P]``;
     ``sizes`` how many draws a block has, ``[B]``. All in float64; ``precision`` is the rounding
     unit of the draws. ``noiseless``: no generator was asked for them, so that equal draws are all
     there are; else equal draws say that what varies was not met.
@@ -41,6 +42,8 @@ class BlockSums:
     squares: Tensor
     sizes: Tensor
     precision: float
+    powers: Tensor
+    ends: Tensor
     noiseless: bool = False
 
     @property
@@ -71,24 +74,31 @@ def block_sums(chunks: Iterable[Tensor], count: int, groups: Sequence[Tensor]) -
     """
     sizes = block_sizes(count)
     block_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    centre = sums = squares = None
+    centre = sums = squares = powers = ends = None
     precision, done = 0.0, 0
     for chunk in chunks:
         precision = max(precision, torch.finfo(chunk.dtype).eps)
         chunk = chunk.to("cpu", torch.float64)
-        if centre is None or sums is None or squares is None:
+        if centre is None or sums is None or squares is None or powers is None or ends is None:
             centre = chunk[0].clone()
             sums = centre.new_zeros(len(sizes), len(centre))
             squares = centre.new_zeros(len(sizes), len(groups))
+            powers, ends = centre.new_zeros(3, len(centre)), centre.new_zeros(2, len(centre))
         away = chunk - centre
         place = block_of[done : done + len(away)]
         sums.index_add_(0, place, away)
         total = [away[:, group].square().sum(-1) for group in groups]
         squares.index_add_(0, place, torch.stack(total, -1))
+        square = away.square()
+        powers += torch.stack([square.sum(0), (square * away).sum(0), square.square().sum(0)])
+        ends = torch.stack([ends[0].minimum(away.amin(0)), ends[1].maximum(away.amax(0))])
         done += len(away)
-    if centre is None or sums is None or squares is None or done != count:
+    if centre is None or sums is None or squares is None or powers is None or ends is None:
+        raise ValueError(f"no draws: expected {count}")
+    if done != count:
         raise ValueError(f"{done} draws: expected {count}")
-    return BlockSums(centre, sums, squares, torch.tensor(sizes, dtype=torch.float64), precision)
+    counts = torch.tensor(sizes, dtype=torch.float64)
+    return BlockSums(centre, sums, squares, counts, precision, powers, ends)
 
 
 @final
@@ -100,6 +110,11 @@ class GroupSums:
         variance: the trace of the covariance of one draw.
         exact: there is no noise at all.
         unseen: there may be noise, and all draws are equal.
+        drawn: there may be noise.
+        variances: of each element, ``[elements]``.
+        thirds: the third central moment of each element.
+        freedoms: of each variance: so many squares of normal variables have its relative error.
+        shares: of the largest draw in each element's sum of squares.
     """
 
     def __init__(self, blocks: BlockSums, columns: Tensor, index: int) -> None:
@@ -113,8 +128,42 @@ class GroupSums:
         about = squares - 2 * sums @ shift + self.sizes * shift.square().sum()
         self._about = about.clamp(min=0.0)
         self.variance = float(self._about.sum()) / (self.count - 1)
+        self._set_elements(blocks, columns, shift)
+        self.drawn = not blocks.noiseless
         self.exact = blocks.noiseless and self.variance == 0.0
         self.unseen = not blocks.noiseless and self.variance == 0.0
+
+    def _set_elements(self, blocks: BlockSums, columns: Tensor, shift: Tensor) -> None:
+        n = self.count
+        second, third, fourth = blocks.powers[:, columns] / n
+        about = (second - shift**2).clamp(min=0.0)
+        self.variances = about * n / (n - 1)
+        self.thirds = third - 3 * shift * second + 2 * shift**3
+        fourth = fourth - 4 * shift * third + 6 * shift**2 * second - 3 * shift**4
+        kurtosis = torch.where(about > 0, fourth / about**2, 3.0)
+        self.freedoms = (2 * n / (kurtosis - 1).clamp(min=1e-9)).clamp(1.0, n - 1.0)
+        largest = (blocks.ends[:, columns] - shift).square().amax(0)
+        self.shares = torch.where(about > 0, largest / (n * about), 0.0)
+
+    @property
+    def largest_share(self) -> float:
+        """Of the largest block in the sum of squares of the whole group."""
+        total = float(self._about.sum())
+        return float(self._about.max()) / total if total else 0.0
+
+    @cached_property
+    def relative_error(self) -> float:
+        """The standard error of the variance, over it."""
+        if self.variance == 0.0:
+            return 0.0
+        ones = torch.ones(1, len(self.sizes), dtype=self.sizes.dtype)
+        return float(self._replicated(ones, self._away @ self._away.T)[1]) / self.variance
+
+    def along(self, direction: Tensor) -> Interval:
+        """Variance and third central moment of one draw along a direction, from the blocks."""
+        norm = direction.norm()
+        sums = self._away @ direction / (norm if norm > 0 else 1.0)
+        return float(sums.square().sum()) / self.count, float((sums**3).sum()) / self.count
 
     @property
     def elements(self) -> int:
@@ -195,65 +244,3 @@ class GroupSums:
         residual = weights * (about - variance * self.sizes).square()
         error = residual.sum(1, keepdim=True).sqrt() / count
         return variance.squeeze(1), error.squeeze(1)
-
-
-@final
-@dataclass(frozen=True)
-class Bias:
-    """How far a mean gradient is from the reference.
-
-    ``norm`` is the distance, ``interval`` a 95 % interval of the bias (at least so often: by the
-    triangle inequality), ``p_value`` how often an unbiased estimate would be as far away, and ``z``
-    the deviation of a standard normal variable that is as rare; NaN where draws are too few.
-    """
-
-    norm: float
-    interval: Interval
-    z: float
-    p_value: float
-
-
-def bias_of(found: GroupSums, reference: GroupSums) -> Bias:
-    r"""Compare two means by their squared distance.
-
-    Without a bias it is :math:`\sum_k \lambda_k \chi^2_1` with the eigenvalues of the covariance
-    of the difference; a multiple of a chi-square variable with the same mean and variance (Box)
-    stands for it, exact for one element. A reference without noise has no error.
-    """
-    if found.unseen or reference.unseen:
-        norm = float((found.mean - reference.mean).norm())
-        return Bias(norm, (0.0, math.inf), math.nan, math.nan)
-    away = found.mean - reference.mean
-    n, m = found.count, reference.count
-    trace = found.variance / n + reference.variance / m
-    square = found.squared_covariance() / n**2
-    if not reference.exact:
-        square += reference.squared_covariance() / m**2
-        square += 2 * found.common_covariance(reference) / (n * m)
-    scale = max(float(found.mean.abs().max()), float(reference.mean.abs().max()))
-    rounding = (_ROUNDINGS * max(found.precision, reference.precision) * scale) ** 2
-    trace, square = trace + rounding * found.elements, square + rounding**2 * found.elements
-    distance = float(away.square().sum())
-    if trace == 0.0:
-        return Bias(0.0, (0.0, 0.0), 0.0, 1.0)
-    unit, freedom = square / trace, max(1.0, trace**2 / square)
-    p_value = _chi_square_tail(distance / unit, freedom)
-    reach = math.sqrt(unit * _chi_square_quantile(2 * _TAIL, freedom))
-    norm = math.sqrt(distance)
-    # a p-value below the smallest number is that of z = 37
-    z = -float(torch.special.ndtri(torch.tensor(max(p_value, 1e-300) / 2, dtype=torch.float64)))
-    return Bias(norm, (max(0.0, norm - reach), norm + reach), max(0.0, z), p_value)
-
-
-def _chi_square_tail(value: float, freedom: float) -> float:
-    pair = torch.tensor([freedom / 2, value / 2], dtype=torch.float64)
-    return float(torch.special.gammaincc(pair[0], pair[1]))
-
-
-def _chi_square_quantile(tail: float, freedom: float) -> float:
-    """What a chi-square variable exceeds with probability ``tail``."""
-    low, high = 0.0, freedom + 20.0 * math.sqrt(2 * freedom) + 20.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _chi_square_tail(middle, freedom) > tail else (low, middle)
-    return (low + high) / 2

@@ -53,6 +53,8 @@ class GradientRow:
     work: float
     """Variance times seconds: the variance that a second buys."""
     work_interval: Interval
+    worst: str = ""
+    """The parameter with the element that is furthest from the reference, in standard errors."""
     undecided: str = ""
     """Why nothing can be said of its bias, in a few words; empty: something can."""
 
@@ -166,6 +168,11 @@ class GradientComparison(Tabled):
         """What it was measured against, and what candidates say of themselves."""
         notes = [f"{self.num_draws} draws of each candidate; 95 % intervals", *self.about]
         notes += [f"reference of {target}: {how}" for target, how in self.how.items()]
+        notes += [
+            f"candidate {row.candidate!r}, {row.group}: it is {row.worst!r} that is furthest away"
+            for row in self.rows
+            if row.flagged and row.size > 1
+        ]
         declared = {row.candidate: row.declared_bias for row in self.rows if row.declared_bias}
         notes += [f"candidate {name!r} is biased: {why}" for name, why in declared.items()]
         if len(self.how) > 1:

@@ -15,12 +15,13 @@ from scipy.stats import kstest
 from torch import Tensor, nn
 
 import amortized as am
+from amortized.compare.bias import bias_of
 from amortized.compare.candidates import Ours, Pair
 from amortized.compare.draws import Sampler
 from amortized.compare.gradients import compare_gradients
 from amortized.compare.groups import trained
 from amortized.compare.measure import LEAST_DRAWS, measure
-from amortized.compare.moments import GroupSums, bias_of, block_sums
+from amortized.compare.moments import GroupSums, block_sums
 from amortized.errors import EstimatorError, NonFiniteError, ProgramError, UsageError
 from tests.compare import coin
 from tests.laws.belief_network import Network

@@ -6,12 +6,24 @@ import pytest
 import torch
 from scipy import stats
 
-from amortized.compare.intervals import mean_of, t_quantile
+from amortized.compare.intervals import f_quantile, f_tail, mean_of, t_quantile
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 199])
 def test_quantiles_are_those_of_students_law(freedom: int):
     assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("above", "below"), [(1.0, 1.0), (1.0, 49.0), (2.7, 999.0), (300.0, 5000.0), (1e4, 1e6)]
+)
+def test_tails_and_quantiles_are_those_of_fishers_law(above: float, below: float):
+    for value in (0.01, 0.9, 1.5, 4.0, 100.0):
+        expected = stats.f.sf(value, above, below)
+        assert f_tail(value, above, below) == pytest.approx(expected, rel=1e-7, abs=1e-290)
+    assert f_quantile(0.05, above, below) == pytest.approx(stats.f.isf(0.05, above, below))
+    assert (f_tail(0.0, above, below), f_tail(math.inf, above, below)) == (1.0, 0.0)
+    assert f_tail(9.0, 1.0, math.inf) == pytest.approx(stats.chi2.sf(9.0, 1), rel=1e-5)
 
 
 def test_intervals_cover_as_often_as_they_say():

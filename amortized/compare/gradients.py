@@ -20,12 +20,13 @@ from amortized.compare.groups import Group, Trained, trained
 from amortized.compare.measure import (
     LEAST_DRAWS,
     Measured,
+    Timed,
     measured,
     pace_of,
     prepared,
     seconds_a_draw,
 )
-from amortized.compare.moments import GroupSums
+from amortized.compare.moments import GroupSums, Interval
 from amortized.compare.reference import Reference, ReferenceKind, reference_of
 from amortized.compare.result import GradientComparison, GradientRow, unjudged
 from amortized.errors import UsageError
@@ -33,6 +34,8 @@ from amortized.programs.run import Program
 
 # how often a comparison of unbiased candidates flags any of its rows, at most
 LEVEL: Final = 0.01
+# of a logarithm: beyond it there is no end
+_LARGE: Final = 100.0
 # pairs of candidates that contradict each other, by name
 _MOST_SAID: Final = 4
 
@@ -194,7 +197,7 @@ def _result(
     measured: Mapping[str, Measured],
     references: Mapping[str, Reference],
     known: Trained,
-    seconds: Mapping[str, float],
+    seconds: Mapping[str, Timed],
     about: list[str],
 ) -> GradientComparison:
     tests = len(measured) * len(known.groups)
@@ -240,6 +243,26 @@ def _contradictions(
     return said if more <= 0 else [*said[:_MOST_SAID], f"so do {more} other pairs of candidates"]
 
 
+def product_interval(work: tuple[float, float, float], timed: Timed) -> Interval:
+    """Of variance times seconds: errors of independent logarithms add as squares.
+
+    Args:
+        work: the product, and its ends were the seconds known.
+        timed: the seconds.
+    """
+    value, low, high = work
+    if value == 0.0 or timed.seconds == 0.0:
+        return low, high
+    pairs = zip((low, high), timed.interval, strict=True)
+    away = [math.hypot(*map(_log, (a / value, b / timed.seconds))) for a, b in pairs]
+    end = value * math.exp(away[1]) if away[1] < _LARGE else math.inf
+    return value * math.exp(-away[0]), end
+
+
+def _log(ratio: float) -> float:
+    return math.log(ratio) if ratio > 0 else -_LARGE
+
+
 def _fair(measured: Measured, target: str) -> bool:
     return measured.candidate.target == target and not measured.candidate.bias
 
@@ -249,14 +272,15 @@ def _row(
     found: GroupSums,
     reference: GroupSums,
     measured: Measured,
-    seconds: float,
+    timed: Timed,
     *,
     known: Trained,
     tests: int,
 ) -> GradientRow:
     bias = bias_of(found, reference)
     low, high = found.variance_interval()
-    norm, work = float(found.mean.norm()), found.variance * seconds
+    norm, seconds = float(found.mean.norm()), timed.seconds
+    work = found.variance * seconds
     return GradientRow(
         candidate=place[0],
         group=place[1].name,
@@ -275,7 +299,7 @@ def _row(
         model_evaluations=measured.evaluations,
         peak_bytes=measured.peak_bytes,
         work=math.nan if found.unseen else work,
-        work_interval=(low * seconds, high * seconds),
+        work_interval=product_interval((work, low * seconds, high * seconds), timed),
         undecided="too few draws" if not bias.least * tests < LEVEL else "",
         worst=known.name_at(int(place[1].columns[bias.worst])),
     )

@@ -18,6 +18,8 @@ from torch import Tensor
 _BLOCKS = 100
 _REPLICATES = 1000
 _TAIL = 0.025
+# of the logarithm of an interval: draws that say so little give it no upper end
+_ENDLESS = 10.0
 _FLAT = 3.84  # the square of 1.96
 
 Interval = tuple[float, float]
@@ -232,7 +234,8 @@ class GroupSums:
         flat = _FLAT / self.count
         down = math.hypot(float(high.clamp(min=0.0)) * relative, flat)
         up = math.hypot(float((-low).clamp(min=0.0)) * relative, flat)
-        return self.variance * math.exp(-down), self.variance * math.exp(min(up, 700.0))
+        end = self.variance * math.exp(up) if up < _ENDLESS else math.inf
+        return self.variance * math.exp(-down), end
 
     def _replicated(self, weights: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
         """The variance and its standard error for blocks counted so often, ``[R, B]``."""

@@ -255,7 +255,8 @@ def _with_interval(value: float, interval: Interval) -> str:
         return "unknown"
     power = math.floor(math.log10(value)) if value > 0 and math.isfinite(value) else 0
     power = 0 if -3 <= power < 3 else power
-    numbers = (f"{x / 10.0**power:.3g}" for x in (value, *interval))
+    ends = (interval[0], interval[1] if math.isfinite(interval[1]) else None)
+    numbers = ("unknown" if x is None else f"{x / 10.0**power:.3g}" for x in (value, *ends))
     mean, low, high = numbers
     return f"{mean} [{low}, {high}]" + (f" e{power}" if power else "")
 

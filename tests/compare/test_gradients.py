@@ -18,9 +18,9 @@ import amortized as am
 from amortized.compare.bias import bias_of
 from amortized.compare.candidates import Ours, Pair
 from amortized.compare.draws import Sampler
-from amortized.compare.gradients import compare_gradients
+from amortized.compare.gradients import compare_gradients, product_interval
 from amortized.compare.groups import trained
-from amortized.compare.measure import LEAST_DRAWS, measure
+from amortized.compare.measure import LEAST_DRAWS, Timed, measure
 from amortized.compare.moments import GroupSums, block_sums
 from amortized.errors import EstimatorError, NonFiniteError, ProgramError, UsageError
 from tests.compare import coin
@@ -346,6 +346,15 @@ def test_a_budget_keeps_the_least_that_intervals_need(monkeypatch) -> None:
     monkeypatch.setattr(Sampler, "pace", lambda self: 10.0)
     found = long(budget_seconds=0.5)
     assert found.num_draws == LEAST_DRAWS and found.how["the ELBO"].startswith("50 other")
+
+
+def test_the_interval_of_the_work_has_the_error_of_the_seconds() -> None:
+    whole = product_interval((2.0, 1.0, 4.0), Timed(1.0, (1.0, 1.0)))
+    assert whole == pytest.approx((1.0, 4.0))
+    wider = product_interval((2.0, 1.0, 4.0), Timed(1.0, (0.5, 2.0)))
+    assert wider == pytest.approx((2 * 0.5**2**0.5, 2 * 2**2**0.5))
+    assert product_interval((2.0, 1.0, math.inf), Timed(1.0, (0.5, 2.0)))[1] == math.inf
+    assert product_interval((0.0, 0.0, 0.0), Timed(1.0, (0.5, 2.0))) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("budget", [0, -1.0, math.nan, "1"])

@@ -82,6 +82,13 @@ def test_equal_draws_of_what_may_vary_say_nothing():
     assert still.variance_interval() == (0.0, math.inf) and math.isnan(still.signal_to_noise)
 
 
+def test_a_variance_of_few_rare_draws_has_no_upper_end():
+    draws = torch.zeros(1000, 1)
+    draws[[3, 4]] = 1.0  # in one block
+    low, high = sums(draws).variance_interval()
+    assert low >= 0.0 and high == math.inf
+
+
 def test_moments_of_elements_and_along_a_direction():
     draws = 3.0 + torch.rand(200, 4) ** 4
     found, away = sums(draws), draws - draws.mean(0)

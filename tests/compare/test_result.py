@@ -114,7 +114,7 @@ def test_intervals_are_read_at_a_glance():
     assert "<1e-99" in cells
     small = {"variance": 2.5e-7, "variance_interval": (2e-7, math.inf)}
     cells = dataclasses.replace(comparison(), rows=[row(**small)]).sheet().rows[0]
-    assert "2.5 [2, inf] e-7" in cells
+    assert "2.5 [2, unknown] e-7" in cells
     assert "12.3 kB" in cells
 
 

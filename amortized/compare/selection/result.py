@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
@@ -122,7 +123,7 @@ def _cells(row: Row) -> list[str]:
     low, high = row.variance_interval
     return [
         *start,
-        f"{row.variance:.3g} [{low:.2g}, {high:.2g}]",
+        f"{row.variance:.3g} [{low:.2g}, {f'{high:.2g}' if math.isfinite(high) else 'unknown'}]",
         f"{row.steps:.3g}",
         f"{1e3 * (row.seconds or 0.0):.3g}",
         f"{1e3 * (row.work or 0.0):.3g}",

@@ -25,6 +25,8 @@ _AT_ONCE = 2**23
 _FEW = 4
 _ONE_BY_ONE = 64
 _AUDITS = 3
+# after the draws: a state that changes at every twentieth call is met
+_LATE_AUDITS = 24
 # draws whose seconds are taken, where they run at once and where they do not
 _PACE, _PACE_ALONE = 100, 3
 
@@ -70,6 +72,22 @@ class Sampler:
                 found = self._together(self.recording, min(self._at_once, count))
             count -= len(found)
             yield found
+
+    def audited_after(self) -> bool:
+        """Whether the recording still gives what the programs do, over many evaluations.
+
+        What the programs count or remember shows late. Generators stay where they are.
+        """
+        if self.recording is None:
+            return True
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices):
+            try:
+                for _ in range(_LATE_AUDITS):
+                    self._audit(self.recording)
+            except NotRecordedError as error:
+                self.reason, self.recording = str(error), None
+        return self.recording is not None
 
     def seconds(self) -> float:
         """Processor seconds of one evaluation by the programs; those of a clock on a GPU.

@@ -30,6 +30,7 @@ from amortized.compare.moments import GroupSums, Interval
 from amortized.compare.reference import Reference, ReferenceKind, reference_of
 from amortized.compare.result import GradientComparison, GradientRow, unjudged
 from amortized.errors import UsageError
+from amortized.loss import VariationalLoss
 from amortized.programs.run import Program
 
 # how often a comparison of unbiased candidates flags any of its rows, at most
@@ -110,6 +111,7 @@ def compare_gradients(
     asked = _asked(parameters)
     _refuse(candidates, num_draws, budget_seconds, warmup_steps, reference, seed=seed)
     until = None if budget_seconds is None else time.perf_counter() + budget_seconds
+    _refuse_choices(candidates)
     made = {name: as_candidate(name, spec) for name, spec in candidates.items()}
     pair = Pair(model, guide, batch)
     with isolated(model, guide):
@@ -183,6 +185,18 @@ def _refuse(
         raise UsageError(f"reference={reference!r}: expected 'auto', 'exact' or 'long'")
     if seed is not None and type(seed) is not int:
         raise UsageError(f"seed={seed!r}: expected an int or None")
+
+
+def _refuse_choices(candidates: Mapping[str, CandidateSpec]) -> None:
+    """A loss that is to choose has only its defaults here, which nobody asked about."""
+    for name, spec in candidates.items():
+        recipes = spec.estimators.recipes if isinstance(spec, VariationalLoss) else None
+        if (isinstance(spec, str) and spec == "auto") or (recipes is not None and recipes.auto):
+            raise UsageError(
+                f"candidate {name!r}: estimators='auto' is a choice that training makes by "
+                "measuring, and no estimator; expected one to compare; choose first, with "
+                "am.select_estimators(model, guide, batch), and compare what it returns"
+            )
 
 
 def _seed(seed: int | None) -> None:

@@ -84,13 +84,15 @@ def prepared(candidate: Candidate, pair: Pair, known: Trained, steps: int) -> Sa
 def measured(
     candidate: Candidate, sampler: Sampler, pair: Pair, known: Trained, count: int
 ) -> Measured:
-    """So many draws of it.
+    """So many draws of it, one by one where a recording proves to be another program.
 
     Raises:
         NonFiniteError: a gradient that is not finite.
     """
     with candidate.quiet(), pyro.validation_enabled(False):
         blocks = drawn(sampler, known, count)
+        if not sampler.audited_after():
+            blocks = drawn(sampler, known, count)
         peak = peak_bytes(sampler.gradient)
     return Measured(candidate, sampler, blocks, candidate.model_evaluations(pair), peak)
 

@@ -55,6 +55,27 @@ def dropout() -> Tensor:
     return slope((torch.nn.functional.dropout(LEAF, 0.4) * torch.randn(3)).sum())
 
 
+@pytest.mark.parametrize("every", [2, 20])
+def test_what_the_programs_count_is_found_after_the_draws(every: int):
+    calls = [0]
+
+    def counting() -> Tensor:
+        calls[0] += 1
+        return slope((dist.Normal(LEAF, 1.0).rsample() ** 2).sum()) * (
+            5.0 if calls[0] % every == 0 else 1.0
+        )
+
+    sampler = Sampler(counting)
+    assert (sampler.reason == "") == (every == 20), "too rare for the first audits"
+    state = torch.get_rng_state()
+    assert sampler.audited_after() == (every == 2), "draws one by one need no audit"
+    assert torch.equal(state, torch.get_rng_state())
+    assert sampler.reason == "the programs do something else at another draw"
+    assert len(torch.cat([*sampler.chunks(50)])) == 50 and sampler.recording is None
+    still = Sampler(normal)
+    assert still.audited_after() and still.reason == ""
+
+
 @pytest.mark.parametrize("law", [categorical, normal, gamma, poisson, dropout])
 def test_draws_together_have_the_moments_of_draws_one_by_one(law):
     sampler = Sampler(law)

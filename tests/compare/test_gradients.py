@@ -287,6 +287,14 @@ def test_a_gradient_that_is_not_finite_names_candidate_and_parameter():
         compare_gradients(model, coin.guide, (), {"a": am.ScoreFunction()})
 
 
+@pytest.mark.parametrize("spec", ["auto", am.VariationalLoss(estimators="auto")])
+def test_a_choice_is_no_candidate(spec: Any):
+    with pytest.raises(
+        UsageError, match=r"candidate 'a': estimators='auto' is a choice.*choose fi"
+    ):
+        compare_gradients(coin.model, coin.guide, (), {"a": spec})
+
+
 def test_wrong_arguments_are_refused():
     def run(candidates: object = None, **options: object) -> None:
         given = {"a": "disarm"} if candidates is None else candidates

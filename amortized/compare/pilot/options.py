@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final, final
+from typing import Any, Final, final
 
 from amortized.errors import UsageError
 from amortized.estimators.base import Estimator, Site
@@ -120,6 +120,18 @@ def name_of(recipe: Estimator) -> str:
     return next((name for name in NAMES if repr(estimator_of(name)) == text), text)
 
 
+def listed(asked: Candidates) -> Candidates:
+    """Candidates that may be gone through several times: a generator is not."""
+    if isinstance(asked, Mapping):
+        return {pattern: _list(specs) for pattern, specs in asked.items()}
+    return None if asked is None else _list(asked)
+
+
+def _list(specs: Any) -> Any:
+    single = isinstance(specs, str | Estimator) or not isinstance(specs, Iterable)
+    return specs if single else list(specs)
+
+
 def refuse_candidates(asked: Candidates, sites: Iterable[str]) -> None:
     """Raise for what is no list of estimators, and for a key that matches no site.
 
@@ -130,6 +142,11 @@ def refuse_candidates(asked: Candidates, sites: Iterable[str]) -> None:
         return
     lists = asked if isinstance(asked, Mapping) else {"*": asked}
     names = list(sites)
+    if not lists:
+        raise UsageError(
+            f"candidates={asked!r}: expected lists of estimators or their names by site, such as "
+            "{'z': ['leave_one_out', 'disarm']}, or None for all that serve"
+        )
     for pattern, specs in lists.items():
         if isinstance(specs, str | Estimator) or not isinstance(specs, Iterable) or not specs:
             raise UsageError(

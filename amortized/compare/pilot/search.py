@@ -13,7 +13,13 @@ from amortized.checks.isolation import isolated
 from amortized.compare.candidates import FAILURES
 from amortized.compare.groups import SIDES, Trained, trained
 from amortized.compare.pilot.attempt import Attempt, Setting
-from amortized.compare.pilot.options import Candidates, Option, options_at, refuse_candidates
+from amortized.compare.pilot.options import (
+    Candidates,
+    Option,
+    listed,
+    options_at,
+    refuse_candidates,
+)
 from amortized.compare.pilot.outcome import Outcome, Row, Verdict
 from amortized.compare.pilot.ranking import Signals, Work, best, shares
 from amortized.errors import AmortizedError
@@ -69,7 +75,7 @@ def searched(
     """
     began = setting.clock()
     with isolated(setting.pair.model, setting.pair.guide):
-        outcome = _found_sites(setting, candidates, biased=biased)
+        outcome = _found_sites(setting, listed(candidates), biased=biased)
         outcome.before = {site: option.name for site, option in outcome.chosen.items()}
         search = _Search(setting, trained(setting.pair), outcome, budget)
         search.run()
@@ -266,7 +272,9 @@ class _Search:
             attempt.take_time(incumbent)
             works = (self.signals.work(one) for one in tried)
             # an estimate without noise would have its seconds as work, and others have more
-            if min(works, key=_value).clearly_less(Work(attempt.seconds, attempt.spread)):
+            if min(works, key=lambda work: work.value).clearly_less(
+                Work(attempt.seconds, attempt.spread)
+            ):
                 why = (
                     f"a step of {1e3 * attempt.seconds:.3g} ms would be too long without any noise"
                 )
@@ -344,12 +352,14 @@ class _Search:
             why = f"unknown: all {attempt.draws} draws are equal, so what varies was not met"
         elif math.isinf(before.spread):
             why = f"unknown: of {name} all draws are equal, so what varies was not met"
+        elif work is before:
+            why = "in use, and no candidate was clearly better"
         worse = before.clearly_less(work)
         return Row(
             site,
             option.name,
             "kept" if work is before else "worse" if worse else "tied",
-            _kept(work, why) if work is before else why,
+            why,
             option.bias,
             variance=sum(part.variance for part in parts),
             variance_interval=(
@@ -390,11 +400,3 @@ class _Search:
 
     def _spent(self) -> float:
         return self.setting.clock() - self._began
-
-
-def _kept(work: Work, why: str) -> str:
-    return why if math.isinf(work.spread) else "in use, and no candidate was clearly better"
-
-
-def _value(work: Work) -> float:
-    return work.value

@@ -213,6 +213,16 @@ def test_what_is_rare_is_no_lack_of_noise(start):
     assert not any("hardly any noise" in row.why for row in found.rows)
 
 
+def test_candidates_may_come_from_a_generator():
+    names = ["leave_one_out", "enumerate"]
+    for asked in ((name for name in names), {"b": (name for name in names)}):
+        found = look(coin_pair(), asked)
+        assert {row.candidate for row in found.rows} == {"moving_average", *names}
+    for empty in (iter(()), {"b": iter(())}, {}, []):
+        with pytest.raises(am.UsageError, match="candidates"):
+            look(coin_pair(), empty)
+
+
 class Slow(am.DisARM):
     """Moves a clock by a second at each evaluation."""
 

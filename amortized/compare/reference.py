@@ -194,7 +194,7 @@ def _by_construction(
     if like is None or sites is None:
         return None
     names = [site.name for site in sites]
-    pairs = dict.fromkeys(names, ScoreFunction(LeaveOneOut()))
+    pairs: dict[str, Estimator] = {name: ScoreFunction(LeaveOneOut()) for name in names}
     finite = _enumerable(sites, like.objective) if summed else {}
     tries: list[tuple[dict[str, Estimator], str]] = [
         ({**pairs, **finite}, "the loss with finite sites enumerated and leave-one-out scores"),

@@ -128,8 +128,9 @@ def listed(asked: Candidates) -> Candidates:
 
 
 def _list(specs: Any) -> Any:
-    single = isinstance(specs, str | Estimator) or not isinstance(specs, Iterable)
-    return specs if single else list(specs)
+    if isinstance(specs, str | Estimator) or not isinstance(specs, Iterable):
+        return specs
+    return list(specs)
 
 
 def refuse_candidates(asked: Candidates, sites: Iterable[str]) -> None:

@@ -44,13 +44,12 @@ _MANY: Final = 4
 _SIDE_BY_SIDE: Final = 16
 # an interval up to so many times as large is worth showing
 _WIDE: Final = 100.0
-# of the logarithm of an interval, beyond which it has no end
+# the logarithm of an interval without an end
 _LARGE: Final = 100.0
 _SWEEPS: Final = 2
 # what a first attempt takes, in evaluations by the programs as they are written
 _OF_AN_ATTEMPT: Final = 30
-# bytes of all intermediate results of one step, at most
-_MOST_BYTES: Final = 2**30
+_MOST_BYTES: Final = 2**30  # of all intermediate results of one step
 
 
 def searched(
@@ -323,10 +322,10 @@ class _Search:
         works = [self.signals.work(attempt) for attempt in tried]
         while True:
             least = min(range(len(works)), key=lambda i: works[i].value)
-            unclear = [tried[least], tried[best(works)]]
-            blind = [one for one, work in zip(tried, works, strict=True) if math.isinf(work.spread)]
-            wanted = [*dict.fromkeys([*(unclear if unclear[0] is not unclear[1] else ()), *blind])]
-            again = [one for one in wanted if one.draws < _MOST_DRAWS]
+            taken = best(works)
+            wanted = [] if taken == least else [tried[least], tried[taken]]
+            wanted += [a for a, w in zip(tried, works, strict=True) if math.isinf(w.spread)]
+            again = [one for one in dict.fromkeys(wanted) if one.draws < _MOST_DRAWS]
             needed = sum(_MORE * one.draw_seconds for one in again)
             if not again or not self._has_time(needed):
                 break
@@ -342,8 +341,7 @@ class _Search:
         """One that was measured, beside the one that was in use."""
         work, before = place
         parts = [attempt.noise[side] for side in SIDES if side in attempt.noise]
-        away = math.hypot(work.spread, before.spread)
-        reach = math.exp(away) if away < _LARGE else math.inf
+        reach = math.exp(min(_LARGE, math.hypot(work.spread, before.spread)))
         ratio = work.value / before.value
         name = self.outcome.chosen[site].name
         between = f"[{ratio / reach:.2g}, {ratio * reach:.2g}]" if reach < _WIDE else "[unknown]"

@@ -130,8 +130,8 @@ def _refuse(budget_seconds: object, warmup_steps: object, seed: object) -> None:
 def _selection(outcome: Outcome, setting: Setting) -> Selection:
     chosen = {s: o for s, o in outcome.chosen.items() if not outcome.options[s].fixed}
     about = [
-        "seconds of one step "
-        + ("as a capture replays it" if setting.captured else "as the programs run"),
+        # a note says it where no capture could be made
+        *(() if outcome.notes else (f"seconds of one step {_timed(setting)}",)),
         *outcome.notes,
     ]
     learns = [f"{row.candidate} at {row.site!r}" for row in outcome.rows if _learns(row, outcome)]
@@ -145,6 +145,10 @@ def _selection(outcome: Outcome, setting: Setting) -> Selection:
         pilot_seconds=outcome.seconds,
         about=about,
     )
+
+
+def _timed(setting: Setting) -> str:
+    return "as a capture replays it" if setting.captured else "as the programs run"
 
 
 def _place(row: Row, outcome: Outcome) -> tuple[int, int, float]:

@@ -31,6 +31,16 @@ def test_several_data_and_sites_by_the_processors_time():
     assert found.pilot_seconds > 0
 
 
+def test_the_seconds_are_said_once():
+    def guide() -> None:
+        logits = coin.phi() if float(torch.rand(())) < 2 else -coin.phi()
+        pyro.sample("b", dist.Bernoulli(logits=logits))
+
+    found = am.select_estimators(coin.model, guide, (), ["disarm"], seed=0)
+    said = [line for line in found.about if line.startswith("seconds")]
+    assert len(said) == 1 and "as they are written" in said[0]
+
+
 def test_a_bound_of_several_weights():
     found = am.select_estimators(
         coin.model,

@@ -87,6 +87,12 @@ def bias_of(found: GroupSums, reference: GroupSums) -> Bias:
     return Bias(norm, interval, max(0.0, z), p_value, least, worst)
 
 
+def is_rare(found: GroupSums) -> bool:
+    """Whether one draw or two hold the variance, so that there may be rarer and larger ones."""
+    carried = _CARRIED / found.largest_share if found.largest_share else math.inf
+    return f_tail(carried, 1.0, found.count - 1) >= _TAIL
+
+
 def _of_many(p_value: float, count: int) -> float:
     """Of the smallest of so many tests."""
     return 1.0 if p_value >= 1.0 else -math.expm1(count * math.log1p(-p_value))

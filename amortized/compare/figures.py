@@ -60,7 +60,8 @@ def variance_bars(rows: Sequence[GradientRow], ax: Axes | None = None) -> Axes:
         else:
             across = ax.get_yaxis_transform()
             look: dict[str, Any] = {"va": "center", "fontsize": "small", "color": "0.3"}
-            ax.text(0.02, place, "no variance", transform=across, **look)
+            words = "no variance" if row.variance_interval[1] == 0 else "too few draws"
+            ax.text(0.02, place, words, transform=across, **look)
     shown = [row for row in ordered if row.variance > 0]
     if not shown:
         ax.set_xticks([])
@@ -71,7 +72,7 @@ def variance_bars(rows: Sequence[GradientRow], ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(len(ordered)), labels, parse_math=False)
     words = f"variance of the gradient, {' '.join(rows[0].group.split())} (nats²)"
     ax.set_xlabel("\n".join(textwrap.wrap(words, 2 * _LINE)), parse_math=False)
-    if any(row.verdict for row in shown):
+    if any(row.biased for row in shown):
         marks = [Line2D([], [], linestyle="", **_look(biased)) for biased in (False, True)]
         ax.legend(marks, ["unbiased", "biased"], frameon=False, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
@@ -86,9 +87,7 @@ def _point(ax: Axes, place: int, row: GradientRow) -> None:
     # a bootstrap interval need not hold the value itself
     reach = [[max(0.0, row.variance - low)], [max(0.0, high - row.variance)]]
     bars: dict[str, Any] = {"ecolor": "0.2", "capsize": 3, "elinewidth": 1}
-    ax.errorbar(
-        [row.variance], [place], xerr=reach, linestyle="", **bars, **_look(bool(row.verdict))
-    )
+    ax.errorbar([row.variance], [place], xerr=reach, linestyle="", **bars, **_look(row.biased))
 
 
 def _look(biased: bool) -> dict[str, Any]:

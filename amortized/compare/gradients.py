@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from amortized.checks.isolation import isolated, seed_torch
-from amortized.compare.bias import bias_of
+from amortized.compare.bias import bias_of, is_rare
 from amortized.compare.candidates import Candidate, CandidateSpec, Pair, as_candidate, naming
 from amortized.compare.draws import Sampler
 from amortized.compare.groups import Group, Trained, trained
@@ -293,6 +293,8 @@ def _row(
 ) -> GradientRow:
     bias = bias_of(found, reference)
     low, high = found.variance_interval()
+    if is_rare(found):
+        high = math.inf
     norm, seconds = float(found.mean.norm()), timed.seconds
     work = found.variance * seconds
     return GradientRow(

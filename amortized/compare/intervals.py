@@ -83,7 +83,7 @@ def f_tail(value: float, above: float, below: float) -> float:
     An infinite :math:`d_2` is taken for a very large one.
 
     >>> round(f_tail(4.0, 1.0, 60.0), 6), round(f_tail(0.5, 5.0, 20.0), 6)
-    (0.050034, 0.772551)
+    (0.050033, 0.772604)
     """
     if not value > 0.0:
         return 1.0

@@ -67,6 +67,11 @@ class GradientRow:
             return "biased, as declared" if self.declared_bias else "BIASED"
         return "declared biased" if self.declared_bias else ""
 
+    @property
+    def biased(self) -> bool:
+        """Whether it was found to be, or says so."""
+        return self.flagged or bool(self.declared_bias)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)

@@ -22,6 +22,13 @@ from amortized.programs.batches import leaves_of
 # sums of parameters, which processors of several kinds round in their own ways
 _APART: Final = 1e-4
 
+_KINDS: Final = {
+    "NoneType": "nothing",
+    "TensorBatches": "tensors",
+    "DatasetBatches": "a Dataset",
+    "LoaderBatches": "a DataLoader",
+}
+
 Sums = dict[str, tuple[float, float]]
 """Of each parameter: the sum, and that of absolute values."""
 
@@ -36,7 +43,8 @@ def refuse_other_data(group: Group, name: str, batches: Batches | None) -> None:
     """
     if group.alone:
         return
-    told = group.gathered(_about(batches))
+    about = group.agreed(lambda: _about(batches))  # a file may not be readable here
+    told = group.gathered(about)
     for rank, theirs in enumerate(told):
         for what, value in told[0].items():
             if theirs.get(what) != value:
@@ -47,6 +55,44 @@ def refuse_other_data(group: Group, name: str, batches: Batches | None) -> None:
                     "shard of its own, pass a DataLoader of it, and the number of all data: "
                     "SVI(..., data_plate=am.DataPlate(name, N))"
                 )
+
+
+def refuse_other_kinds(group: Group, **data: Batches | None) -> None:
+    """Raise where data are there in one process only, or of another kind.
+
+    Raises:
+        DataError: naming which.
+    """
+    if group.alone:
+        return
+    told = group.gathered({name: type(batches).__name__ for name, batches in data.items()})
+    for rank, theirs in enumerate(told):
+        for name, kind in told[0].items():
+            if theirs[name] != kind:
+                words = [_KINDS.get(found, found) for found in (kind, theirs[name])]
+                raise DataError(
+                    f"{name}: {words[0]} in process 0 and {words[1]} in process {rank}; give every "
+                    "process the same data"
+                )
+
+
+def refuse_other_callbacks(group: Group, saving: Sequence[str]) -> None:
+    """Raise where not all processes take part in checkpoints.
+
+    Raises:
+        UsageError: naming the callbacks.
+    """
+    for rank, theirs in enumerate(told := group.gathered(list(saving))):
+        if theirs != told[0]:
+            raise UsageError(
+                f"callbacks: {_listed(told[0])} in process 0 and {_listed(theirs)} in process "
+                f"{rank}; every process takes part in a checkpoint, and the first one writes: pass "
+                "the same in all"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "no ModelCheckpoint"
 
 
 def refuse_unshared(group: Group, objective: Objective) -> None:
@@ -105,7 +151,8 @@ def sums_of(tensors: Mapping[str, Tensor]) -> Sums:
     >>> sums_of({"w": torch.tensor([1.0, -3.0])})
     {'w': (-2.0, 4.0)}
     """
-    found = [tensor.detach().double() for tensor in tensors.values() if tensor.numel()]
+    held = (tensor.detach() for tensor in tensors.values() if tensor.numel())
+    found = [(torch.view_as_real(t) if t.is_complex() else t).double() for t in held]
     if not found:
         return {}
     sums = torch.stack([torch.stack([t.sum(), t.abs().sum()]) for t in found]).tolist()
@@ -172,12 +219,17 @@ def _about_optimizer(stepper: Stepper) -> tuple[dict[str, Any], list[Tensor]]:
         for key, value in sorted(built.state.get(leaf, {}).items()):
             tensor = isinstance(value, Tensor)
             state += [value] if tensor else []
-            kinds.append(f"{key} {tuple(value.shape) if tensor else value!r}")
+            kinds.append(f"{key} {tuple(value.shape) if tensor else _plain(value)}")
     found["entries of the optimizer's state"] = len(kinds)
     found["the optimizer's state"] = hashlib.sha256("\n".join(kinds).encode()).hexdigest()
     return found, state
 
 
 def _plain(value: Any) -> str:
-    """As text; where a tensor is does not matter."""
-    return repr(value.tolist() if isinstance(value, Tensor) else value)
+    """As text: values, and of objects only the kind, as their text may hold an address."""
+    if isinstance(value, Tensor):
+        return repr(value.tolist())
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_plain, value))})"
+    plain = value is None or isinstance(value, bool | int | float | complex | str)
+    return repr(value) if plain else type(value).__name__

@@ -182,6 +182,11 @@ class _Opening(Callback):
         self.check = check
 
     def on_fit_start(self, state: FitState) -> None:
+        state.once(self._looked)  # what one finds wrong ends all, and nothing is written
+        if self.overwritten is not None:
+            self.overwritten.forget()
+
+    def _looked(self) -> None:
         try:
             print(self.svi.describe(self.batch))
         except Exception:  # a program that was not checked: the first step says where it fails
@@ -191,8 +196,6 @@ class _Opening(Callback):
             refuse_image_shape(self.svi, self.batch, self.program.image_shape)
             if self.check:
                 refuse_test(self.svi, self.program.test)
-        if self.overwritten is not None:
-            self.overwritten.forget()
 
 
 def run(request: Request, *, launcher: str | None = None) -> str | None:

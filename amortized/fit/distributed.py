@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from amortized.errors import NonFiniteError, WorkerError
 
 T = TypeVar("T")
+# among the attributes of an error that all processes know of
+_SHARED: Final = "_shared_by_all"
 
 
 @final
@@ -113,19 +115,26 @@ class Group:
     def raise_for(self, error: Exception | None) -> None:
         """Ends this call with an error if one of the processes has one; None: not this one."""
         told = self.gathered(None if error is None else _said(error))
-        if error is not None:
-            raise error
-        for rank, said in enumerate(told):
-            if said is None:
-                continue
+        others = ((rank, said) for rank, said in enumerate(told) if said is not None)
+        rank, said = next(others, (0, None))
+        if error is None and said is not None:
             non_finite, sentence, table = said
             if non_finite:
-                raise NonFiniteError(f"process {rank}: {sentence}", table)
-            raise WorkerError(f"process {rank} failed: {sentence}", told=True)
+                error = NonFiniteError(f"process {rank}: {sentence}", table)
+            else:
+                error = WorkerError(f"process {rank} failed: {sentence}", told=True)
+        if error is not None:
+            vars(error)[_SHARED] = True
+            raise error
 
     def seed(self, *parts: int) -> int:
         """A seed of this process's own, determined by the parts."""
         return int(np.random.SeedSequence([*parts, self.rank]).generate_state(1)[0])
+
+
+def is_shared(error: Exception) -> bool:
+    """Whether every process has been told of an error, and raises one at the same place."""
+    return _SHARED in vars(error)
 
 
 def current_group() -> Group:

@@ -18,7 +18,7 @@ from amortized.fit.memory import Footprint, Parts, free_bytes, is_out_of_memory,
 from amortized.fit.particles import Particles
 from amortized.fit.rng import side_stream, torch_state
 from amortized.fit.shards import rows_in
-from amortized.fit.step import Stepper
+from amortized.fit.step import Stepper, sized
 from amortized.fit.terms import Averager, Terms
 from amortized.loss import VariationalLoss
 from amortized.programs.batches import as_arguments, leaves_of
@@ -196,7 +196,8 @@ class Evaluation:
         with stepper.evaluating():
             args, kwargs = as_arguments(stepper.placed(batch))
             pair = stepper.model, stepper.guide
-            return Terms.of(plain.estimate(*pair, args, kwargs, data=self.data))
+            data = sized(self.data, batch_length(batch))
+            return Terms.of(plain.estimate(*pair, args, kwargs, data=data))
 
 
 def sizes_of(num_particles: int | Sequence[int]) -> list[int]:

@@ -85,9 +85,13 @@ class RunFolder(Callback):
 
     def begun_by(self, launchers: Sequence[str]) -> bool:
         """Whether one of these launchers began the run in the folder, and got to a checkpoint."""
-        path = self.path / LAUNCHERS
-        known = _read_json(path).get("launchers", []) if path.exists() else []
-        return bool(listed(self.checkpoints)) and not set(known).isdisjoint(launchers)
+        try:
+            text = (self.path / LAUNCHERS).read_text(encoding="utf-8") if launchers else "{}"
+            known = json.loads(text)["launchers"]
+        except (OSError, ValueError, TypeError, KeyError):  # then it was not begun by these
+            return False
+        begun = isinstance(known, list) and any(name in known for name in launchers)
+        return begun and bool(listed(self.checkpoints))
 
     def on_fit_start(self, state: FitState) -> None:
         """Writes what was asked for, and whose processes these are."""

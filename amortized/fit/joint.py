@@ -8,9 +8,10 @@ from typing import Any, TypeVar, final
 
 import pyro
 
-from amortized.errors import AmortizedError, NonFiniteError, UsageError
+from amortized.errors import AmortizedError, NonFiniteError, UsageError, WorkerError
 from amortized.fit.alike import (
     refuse_drift,
+    refuse_other_callbacks,
     refuse_other_data,
     refuse_totals,
     refuse_unshared,
@@ -18,8 +19,9 @@ from amortized.fit.alike import (
     sums_of,
 )
 from amortized.fit.callbacks import FitState
-from amortized.fit.distributed import Group, current_group
+from amortized.fit.distributed import Group, current_group, is_shared
 from amortized.fit.interrupts import Interrupts
+from amortized.fit.model_checkpoint import ModelCheckpoint
 from amortized.fit.plan import Plan
 from amortized.fit.reduction import Reduction
 from amortized.fit.rng import fresh_seed, rng_state
@@ -83,6 +85,8 @@ class Joint:
         """Raise where the processes were given other data than each other."""
         refuse_other_data(self.group, "train", plan.train)
         refuse_other_data(self.group, "val", plan.val)
+        saving = [type(c).__name__ for c in plan.callbacks if isinstance(c, ModelCheckpoint)]
+        refuse_other_callbacks(self.group, saving)
 
     def start(self) -> None:
         """Gives every process the parameters of the first, once they exist."""
@@ -140,7 +144,7 @@ class Joint:
 
         Args:
             calls: with other processes each of them is made, as a later one may be a checkpoint
-                that all take part in.
+                that all take part in; but none after an error that all of them have.
             at_once: now; else with the next thing that the processes tell each other.
         """
         reduction = self._reduction
@@ -152,10 +156,20 @@ class Joint:
             try:
                 call()
             except Exception as error:
-                reduction.error = reduction.error or error
+                if is_shared(error):
+                    raise
+                reduction.error = reduction.error or self._of_callback(error)
         if at_once:
             error, reduction.error = reduction.error, None
             self.group.raise_for(error)
+
+    def _of_callback(self, error: Exception) -> Exception:
+        """No policy for steps that are not finite goes on after an error of a callback."""
+        if not isinstance(error, NonFiniteError):
+            return error
+        found = WorkerError(f"a callback of process {self.group.rank} failed: {error.args[0]}")
+        found.__cause__ = error
+        return found
 
     def add(self, averager: Averager, terms: Terms, rows: int) -> None:
         """Terms of a batch; with other processes, when none of them has failed at it."""
@@ -176,6 +190,16 @@ class Joint:
     def gathered(self, averager: Averager) -> list[dict[str, Any]]:
         """The sums of each process, on the CPU."""
         return self.group.gathered(averager.on_cpu())
+
+    def own_part(self, averagers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """This process's of them.
+
+        Raises:
+            WorkerError: after an error, where the first process alone writes what there is.
+        """
+        if self.group.alone and not self.group.writes:
+            raise WorkerError("after an error the first process alone writes a checkpoint")
+        return averagers[self.group.rank]
 
     def together(
         self, own: Mapping[str, Any], averagers: Sequence[Mapping[str, Any]]

@@ -87,16 +87,25 @@ def this_launcher(environment: Mapping[str, str]) -> str | None:
     >>> this_launcher({}) is None
     True
     """
-    if "TORCHELASTIC_RUN_ID" not in environment:
+    run = environment.get("TORCHELASTIC_RUN_ID")
+    if run is None:
         return None
-    parent = os.getppid()
-    try:  # numbers of processes come again; with the time of its start, one is one
-        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):  # not on Linux
-        started = "?"
-    return " ".join(
-        [environment["TORCHELASTIC_RUN_ID"], socket.gethostname(), str(parent), started]
-    )
+    parent, started = os.getppid(), "?"
+    given = f"TORCHELASTIC_RUN_ID={run}\0".encode()
+    try:
+        # a script may stand between: it has what the launcher gave its children
+        while given in Path(f"/proc/{parent}/environ").read_bytes():
+            parent = int(_status_of(parent)[1])
+        # numbers of processes come again; with the time of its start, one is one
+        started = _status_of(parent)[19]
+    except (OSError, IndexError):  # not on Linux, or not ours to read
+        pass
+    return f"{run} {socket.gethostname()} {parent} {started}"
+
+
+def _status_of(process: int) -> list[str]:
+    """What Linux says of a process: its state, its parent, and so on."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
 def device_among(device: str | None, environment: Mapping[str, str]) -> tuple[str | None, str]:

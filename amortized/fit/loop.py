@@ -317,10 +317,10 @@ class Loop:
         """Writes a checkpoint of this very moment."""
         if not self._moment.options:  # before the first batch: nothing has been declared
             with only_looking(self.plan.train):
-                self._declare(next(whole(self.plan.train).epoch()))
+                self._joint.agreed(lambda: self._declare(next(whole(self.plan.train).epoch())))
                 self._get_ready()
         averagers = self._joint.gathered(self._moment.averager)
-        own = self._moment.own_state(self.plan, averagers[self._joint.group.rank])
+        own = self._moment.own_state(self.plan, self._joint.own_part(averagers))
         state = self._moment.state_dict(self.stepper, self.state, self.plan, self._selecting.done)
         state["moment"] |= self._joint.together(own, averagers)
         path = self._joint.once(

@@ -108,7 +108,7 @@ class Stepper:
     ) -> Estimate | Replayed:
         self.warm_up(batch)
         batch = self.placed(batch)
-        data = _sized(data, batch_length(batch))
+        data = sized(data, batch_length(batch))
         if self.compile != "off" and not self.detect_anomaly:
             return self._accumulated_by_graph(batch, data, kl_weight, weight)
         return self._accumulated(batch, data, kl_weight, weight)
@@ -305,11 +305,12 @@ class Stepper:
         """The estimate of a batch in eval mode and without gradients; nothing moves."""
         self.warm_up(batch)
         with self.evaluating():
-            return self._estimate(self.placed(batch), data)
+            return self._estimate(self.placed(batch), sized(data, batch_length(batch)))
 
     def log_weights(self, batch: Any, data: DataPlate, num_particles: int) -> LogWeights:
         """Plain draws of a batch: to be called while `evaluating`."""
         args, kwargs = as_arguments(self.placed(batch))
+        data = sized(data, batch_length(batch))
         return self.loss.log_weights(
             self.model, self.guide, args, kwargs, num_particles=num_particles, data=data
         )
@@ -386,7 +387,8 @@ class Stepper:
 
 
 @lru_cache(maxsize=64)
-def _sized(data: DataPlate, rows: int) -> DataPlate:
+def sized(data: DataPlate, rows: int) -> DataPlate:
+    """The data plate of a batch of so many rows."""
     return replace(data, rows=rows)
 
 

@@ -16,6 +16,7 @@ from amortized.checks.check import refuse_no_program
 from amortized.description import Description
 from amortized.errors import UsageError
 from amortized.fit import checkpoint
+from amortized.fit.alike import refuse_other_kinds
 from amortized.fit.arguments import known_names, path_of, refuse_no_seed
 from amortized.fit.callbacks import Callback, FitState
 from amortized.fit.checkpoint import Checkpoint
@@ -265,7 +266,10 @@ class SVI:
         """
         refuse_no_seed(seed)
         group = current_group()
-        batches = sharded(as_batches(train, batch_size), group)
+        given = as_batches(train, batch_size)
+        held_out = None if val is None else as_batches(val, batch_size)
+        refuse_other_kinds(group, train=given, val=held_out)
+        batches = sharded(given, group)
         if self._asked.size is None:
             self._data = DataPlate(self._asked.name, batches.size, counted=True)
         if device is not None:
@@ -280,7 +284,7 @@ class SVI:
             chosen, limits = on_trial(chosen, limits, fast_dev_run)
         plan = Plan(
             train=batches,
-            val=None if val is None else sharded(as_batches(val, batch_size), group),
+            val=None if held_out is None else sharded(held_out, group),
             data=self._data,
             max_steps=max_steps,
             callbacks=chosen,

@@ -20,14 +20,14 @@ from amortized.fit.callbacks import FitState
 from amortized.fit.compiled.capture import CaptureError, StepInputs, StepProgram
 from amortized.fit.compiled.steps import CompiledSteps
 from amortized.fit.culprits import data_culprit, located
-from amortized.fit.data import guarded
+from amortized.fit.data import batch_length, guarded
 from amortized.fit.distributed import Group
 from amortized.fit.evaluate import in_parts
 from amortized.fit.memory import Parts
 from amortized.fit.plan import Plan
 from amortized.fit.rng import rewinding
 from amortized.fit.shards import rows_in
-from amortized.fit.step import Stepper
+from amortized.fit.step import Stepper, sized
 from amortized.fit.terms import Averager, Terms
 
 
@@ -71,7 +71,8 @@ class Validation:
         batch = self.stepper.placed(batch)
         rewind = rewinding(steps.generators)
         try:
-            inputs = StepInputs(batch, self.stepper.optimizer.leaves(), self.data)
+            data = sized(self.data, batch_length(batch))
+            inputs = StepInputs(batch, self.stepper.optimizer.leaves(), data)
             found = steps.find(inputs)
             replayed = steps.step(found, inputs, lambda: self.epoch)
         except CaptureError as error:

@@ -55,3 +55,16 @@ def test_nothing_varies():
     ax = variance_bars([row(variance=0.0, variance_interval=(0.0, 0.0))])
     ax.figure.draw_without_rendering()
     assert [text.get_text() for text in ax.texts] == ["no variance"]
+
+
+def test_rows_without_a_verdict_are_not_drawn_as_biased():
+    rows = [
+        row("rare", undecided="too few draws", variance_interval=(1.0, float("inf"))),
+        row("nothing met", variance=0.0, variance_interval=(0.0, float("inf"))),
+        row("bound", undecided="no reference"),
+    ]
+    ax = variance_bars(rows)
+    points = [bars.lines[0] for bars in ax.containers]
+    assert [p.get_markerfacecolor() == "white" for p in points] == [False, False]
+    assert ax.get_legend() is None
+    assert [text.get_text() for text in ax.texts] == ["too few draws"]

@@ -19,6 +19,8 @@ from tests.fit.harness import pair
 from tests.fit.processes.start import together
 
 SAID = {
+    "checkpoints": ("UsageError", "callbacks: ModelCheckpoint in process 0 and no ModelCheck"),
+    "val": ("DataError", "val: a DataLoader in process 0 and nothing in process 1"),
     "shards": ("DataError", "train: the digest of row 0 is "),
     "unequal": ("DataError", "train: the number of rows is 25 in process 0 and 11 in process 1"),
     "rate": ("UsageError", "lr of guide: 0.1 in process 0 and 0.2 in process 1"),
@@ -37,6 +39,12 @@ def test_two_processes_hear_what_is_not_alike(tmp_path: Path) -> None:
     first, second = (of["batch of a group"][1] for of in found["refusals"])
     assert first.startswith("epoch 1, batch 4, step 1: batch 3: the loss is nan")
     assert second.startswith("epoch 1, batch 4, step 1: process 0: batch 3: the loss is nan")
+
+    # no policy for steps goes on after an error of a callback
+    assert [of["callback"] for of in found["refusals"]] == [
+        ("WorkerError", "process 1 failed: WorkerError: a callback of process 1 failed: mine"),
+        ("WorkerError", "a callback of process 1 failed: mine"),
+    ]
 
     # a callback that fails in one ends training in both, who then train again
     other, own = found["caught"]
@@ -70,6 +78,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     others: list[Any] = []
     monkeypatch.setattr(Group, "gathered", lambda self, value: [value, *others])
     monkeypatch.setattr(Group, "copy_first", lambda self, tensors: None)
+    monkeypatch.setattr(Group, "raise_for", lambda self, error: None)
     return others
 
 
@@ -102,10 +111,16 @@ def test_no_free_bits_are_a_sum(free: Any) -> None:
         alike.refuse_unshared(Group(0, 2), am.ELBO(free_bits={"z": 0.5}))
 
 
+def test_objects_are_compared_by_kind_and_numbers_by_value() -> None:
+    assert alike._plain(torch.Generator()) == alike._plain(torch.Generator()) == "Generator"
+    assert alike._plain((0.9, torch.tensor(0.5))) == "(0.9, 0.5)" != alike._plain((0.9, 0.25))
+
+
 def test_rounding_is_no_drift() -> None:
     x = torch.linspace(-1, 1, 100)
     ours = alike.sums_of({"w": x, "none": torch.zeros(0)})
     assert list(ours) == ["w"]
+    assert alike.sums_of({"c": torch.tensor([1 + 2j, -3j])}) == {"c": (0.0, 6.0)}
     alike.refuse_drift([ours, alike.sums_of({"w": x * (1 + 1e-6)})], 1)
     for other in (x + 0.01, x * torch.nan):
         with pytest.raises(ProgramError, match="'w': after epoch 3"):

@@ -66,6 +66,9 @@ def test_a_run_is_its_launchers_until_another_goes_on_with_it(tmp_path: Path) ->
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     assert first.begun_by(["night 8", "night 9"])
     assert not first.begun_by(["night 9"]) and not first.begun_by([])
+    for damaged in ("", "{", "null", '{"launchers": 5}', '{"launchers": [["a"]]}', "{}"):
+        (tmp_path / "launchers.json").write_text(damaged)
+        assert not first.begun_by(["night 8"])
     RunFolder(tmp_path, {}).on_fit_start(begun())
     assert not first.begun_by(["night 7"])
 

@@ -126,7 +126,21 @@ def test_a_lone_worker_knows_its_launcher(monkeypatch: pytest.MonkeyPatch) -> No
         assert not torch.distributed.is_initialized()
     assert this_launcher({"TORCHELASTIC_RUN_ID": "night"}) == launch.launcher
     assert this_launcher({"TORCHELASTIC_RUN_ID": "day"}) != launch.launcher
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    # a script between the launcher and this process is not the launcher
+    code = (
+        "import os; from amortized.fit.launched import this_launcher; "
+        "print(this_launcher(dict(os.environ)))"
+    )
+    around = {**os.environ, "TORCHELASTIC_RUN_ID": "noon", "PYTHONPATH": str(ROOT)}
+    said = [
+        subprocess.run(command, env=around, capture_output=True, text=True, check=True).stdout
+        for command in (
+            [sys.executable, "-c", code],
+            ["sh", "-c", f"{sys.executable} -c '{code}'; true"],
+        )
+    ]
+    assert said[0] == said[1] and said[0].split()[2] == str(os.getpid())
+    monkeypatch.setattr(os, "getppid", os.getpid)
     assert this_launcher({"TORCHELASTIC_RUN_ID": "night"}) != launch.launcher
 
 

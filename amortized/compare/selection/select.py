@@ -85,8 +85,9 @@ def select_estimators(
     >>> def model(): pyro.factor("f", (pyro.sample("b", dist.Bernoulli(0.3)) - 0.45) ** 2)
     >>> def guide(): pyro.sample("b", dist.Bernoulli(logits=pyro.param("phi", torch.tensor(-.9))))
     >>> chosen = select_estimators(model, guide, (), ["score_function", "enumerate"], seed=0)
-    >>> chosen.names, am.VariationalLoss(estimators=chosen)
-    ({'b': 'enumerate'}, VariationalLoss(ELBO(num_particles=1, kl='sample'), {'b': Enumerate()}))
+    >>> list(chosen), sorted(row.candidate for row in chosen.rows)
+    (['b'], ['enumerate', 'moving_average', 'score_function'])
+    >>> loss = am.VariationalLoss(estimators=chosen)
     """
     _refuse(budget_seconds, warmup_steps, seed)
     given = data_plate if isinstance(data_plate, DataPlate | None) else DataPlate(data_plate)

@@ -60,7 +60,26 @@ def refusals(folder: Path) -> Any:
 
         am.SVI(model, mean, compile="off").evaluate(data(), batch_size=37, seed=0)
 
+    def a_callback() -> None:
+        def fail(state: FitState) -> None:
+            if rank == 1 and state.step == 3:
+                raise am.NonFiniteError("mine", "")
+
+        options = {**PLAIN, "callbacks": [EachStep(fail)], "non_finite": "skip"}
+        small(mean).fit(data(), max_epochs=2, **options)
+
+    def one_checkpoint() -> None:
+        keep = [am.ModelCheckpoint(folder / "one")] if rank == 0 else []
+        small(mean).fit(data(), max_epochs=1, callbacks=keep, **PLAIN)
+
+    def one_loader() -> None:
+        val = DataLoader(TensorDataset(data(8))) if rank == 0 else None
+        small(mean).fit(data(), val, max_epochs=1, **PLAIN)
+
     return {
+        "callback": said(a_callback),
+        "checkpoints": said(one_checkpoint),
+        "val": said(one_loader),
         "shards": of_shards(data(36)[rank::size]),
         "unequal": of_shards(data(36)[: 25 if rank == 0 else 11]),
         "rate": said(other_rate),

@@ -29,6 +29,7 @@ INTERNAL = {
     "Interrupted",
     "CaptureError",
     "NotRecordedError",
+    "DamagedError",
 }
 # raised and turned into one of ours in the same file, or built there
 SPECIAL = {

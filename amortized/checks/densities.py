@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from amortized.checks.data import CASTS
-from amortized.checks.gradients import leaves_under
 from amortized.checks.places import place, shortened
 from amortized.checks.report import Finding
+from amortized.programs.leaves import leaves_under
 from amortized.programs.records import Run
 from amortized.programs.survey import Statement, Survey
 

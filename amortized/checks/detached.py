@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from amortized.checks.gradients import leaves_under
 from amortized.checks.isolation import seed_torch
 from amortized.checks.places import names_words
 from amortized.checks.report import Finding
@@ -20,6 +19,7 @@ from amortized.errors import AmortizedError
 from amortized.estimate import Estimate
 from amortized.estimators.base import Estimator, TorchNoise, base_of
 from amortized.programs.handlers import Context
+from amortized.programs.leaves import leaves_under
 from amortized.programs.records import LatentSite, SiteRecord
 from amortized.programs.replay import ModelHandler
 from amortized.programs.run import Program, execute, values_of

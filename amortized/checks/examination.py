@@ -62,6 +62,7 @@ from amortized.errors import AmortizedError, EstimatorError, UsageError
 from amortized.estimate import Estimate
 from amortized.loss import VariationalLoss
 from amortized.programs.batches import aliases, as_arguments, leaves_of
+from amortized.programs.leaves import leaves_under
 from amortized.programs.modules import modules_of
 from amortized.programs.records import DataPlate
 from amortized.programs.run import Program, values_of
@@ -166,13 +167,13 @@ class Examination:
         except Exception as error:
             self._refused(error, pair, before)
             return
-        reached = grads.leaves_under(estimate.loss)
+        reached = leaves_under(estimate.loss)
         known = self._inventory(pair, reached)
         self._ask(asked_findings(self.loss, pair))
         self._ask(idle_findings(self.loss, pair[1], self._optional()))
         self._ask(left_dim_findings(self.calls.suspects(before)))
         # estimators have leaves of their own; surveys saw branches that this run did not take
-        theirs = {*leaves_of_programs(estimate.run), *grads.leaves_under(log_density(pair))}
+        theirs = {*leaves_of_programs(estimate.run), *leaves_under(log_density(pair))}
         self._untrained({k: leaf for k, leaf in reached.items() if k in theirs}, known, pair)
         self._ask(remade_findings(held, held_parameters(self.model, self.guide)))
         self._ask(self._unreached(reached, known, estimate))
@@ -217,7 +218,7 @@ class Examination:
         taken = {(f.code, f.site) for f in self.findings}
         new = [replace(f, error=f.error or error) for f in new]
         self.findings += [f for f in new if (f.code, f.site) not in taken]
-        self._untrained(grads.leaves_under(log_density(pair)), known, pair)
+        self._untrained(leaves_under(log_density(pair)), known, pair)
 
     def _failed(
         self, error: Exception, pair: Pair, known: Inventory, before: Mapping[int, int]
@@ -249,7 +250,7 @@ class Examination:
         self._ask(idle_findings(self.loss, model, self._optional()))
         self._ask(asked_findings(self.loss, pair))
         if not raised:
-            self._untrained(grads.leaves_under(log_density(pair)), known, pair)
+            self._untrained(leaves_under(log_density(pair)), known, pair)
 
     def _latents(self, guide: Survey) -> set[str]:
         """The names of the guide's latents, over a few runs where keys are left over."""
@@ -282,7 +283,7 @@ class Examination:
             if fitted <= found:
                 return
             again = self._estimate(validate=False)
-            now = grads.leaves_under(again.loss).keys()
+            now = leaves_under(again.loss).keys()
             paths.add((frozenset(fitted & now), frozenset(again.run.model)))
             found |= now
         if len(paths) > 1:

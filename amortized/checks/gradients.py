@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from amortized.checks.inventory import Inventory
 from amortized.checks.places import names_words, shortened
 from amortized.checks.report import Finding
+from amortized.programs.leaves import leaves_under
 
 _NAMED = 4
 
@@ -35,23 +35,6 @@ _BACKWARD = (
         "look for a mask of False, torch.no_grad() or .detach() around everything that is observed",
     ),
 )
-
-
-def leaves_under(tensor: Tensor | None) -> dict[int, Tensor]:
-    """Every leaf that a gradient of the tensor would reach, registered anywhere or not."""
-    found: dict[int, Tensor] = {}
-    seen: set[Any] = set()
-    waiting: list[Any] = [] if tensor is None else [tensor.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found[id(leaf)] = leaf
-        waiting += [previous for previous, _ in node.next_functions]
-    return found
 
 
 def no_gradient_findings(

@@ -14,12 +14,13 @@ from pyro.infer import ELBO as PyroELBO
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
-from amortized.checks.gradients import gradients_aside, leaves_under
+from amortized.checks.gradients import gradients_aside
 from amortized.errors import AmortizedError, EstimatorError, UsageError
 from amortized.estimators.base import Estimator
 from amortized.estimators.choice import Spec
 from amortized.loss import VariationalLoss
 from amortized.programs.batches import aliases, as_arguments
+from amortized.programs.leaves import leaves_under
 from amortized.programs.modules import buffers_aside, modules_of
 from amortized.programs.run import Program
 

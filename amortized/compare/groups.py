@@ -12,11 +12,11 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
-from amortized.checks.gradients import leaves_under
 from amortized.checks.inventory import frozen_in
 from amortized.compare.candidates import Pair
 from amortized.compare.moments import BlockSums, GroupSums
 from amortized.errors import AmortizedError, ProgramError, UsageError
+from amortized.programs.leaves import leaves_under
 from amortized.programs.run import is_guide_messenger
 from amortized.programs.survey import Survey, survey_guide, survey_model
 

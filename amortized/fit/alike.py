@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from amortized.errors import DataError, ProgramError, UsageError
 from amortized.fit.data import Batches, TensorBatches
+from amortized.fit.digests import digest_of, digest_of_batch
 from amortized.fit.distributed import Group
 from amortized.fit.shards import ShardedBatches
 from amortized.fit.step import Stepper
@@ -44,17 +44,13 @@ def refuse_other_data(group: Group, name: str, batches: Batches | None) -> None:
     if group.alone:
         return
     about = group.agreed(lambda: _about(batches))  # a file may not be readable here
-    told = group.gathered(about)
-    for rank, theirs in enumerate(told):
-        for what, value in told[0].items():
-            if theirs.get(what) != value:
-                raise DataError(
-                    f"{name}: {what} {_shown(value)} in process 0 and {_shown(theirs.get(what))} "
-                    f"in process {rank}; each takes its part of the same rows, so give every "
-                    "process all of them, split and shuffled under one seed; where each has a "
-                    "shard of its own, pass a DataLoader of it, and the number of all data: "
-                    "SVI(..., data_plate=am.DataPlate(name, N))"
-                )
+    for what, ours, theirs, rank in _differences(group.gathered(about)):
+        raise DataError(
+            f"{name}: {what} {_shown(ours)} in process 0 and {_shown(theirs)} in process {rank}; "
+            "each takes its part of the same rows, so give every process all of them, split and "
+            "shuffled under one seed; where each has a shard of its own, pass a DataLoader of it, "
+            "and the number of all data: SVI(..., data_plate=am.DataPlate(name, N))"
+        )
 
 
 def refuse_other_kinds(group: Group, **data: Batches | None) -> None:
@@ -65,15 +61,13 @@ def refuse_other_kinds(group: Group, **data: Batches | None) -> None:
     """
     if group.alone:
         return
-    told = group.gathered({name: type(batches).__name__ for name, batches in data.items()})
-    for rank, theirs in enumerate(told):
-        for name, kind in told[0].items():
-            if theirs[name] != kind:
-                words = [_KINDS.get(found, found) for found in (kind, theirs[name])]
-                raise DataError(
-                    f"{name}: {words[0]} in process 0 and {words[1]} in process {rank}; give every "
-                    "process the same data"
-                )
+    kinds = {name: type(batches).__name__ for name, batches in data.items()}
+    told = group.gathered({name: _KINDS.get(kind, kind) for name, kind in kinds.items()})
+    for name, ours, theirs, rank in _differences(told):
+        raise DataError(
+            f"{name}: {ours} in process 0 and {theirs} in process {rank}; give every process the "
+            "same data"
+        )
 
 
 def refuse_other_callbacks(group: Group, saving: Sequence[str]) -> None:
@@ -82,17 +76,12 @@ def refuse_other_callbacks(group: Group, saving: Sequence[str]) -> None:
     Raises:
         UsageError: naming the callbacks.
     """
-    for rank, theirs in enumerate(told := group.gathered(list(saving))):
-        if theirs != told[0]:
-            raise UsageError(
-                f"callbacks: {_listed(told[0])} in process 0 and {_listed(theirs)} in process "
-                f"{rank}; every process takes part in a checkpoint, and the first one writes: pass "
-                "the same in all"
-            )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "no ModelCheckpoint"
+    told = group.gathered({"callbacks": ", ".join(saving) or "no ModelCheckpoint"})
+    for what, ours, theirs, rank in _differences(told):
+        raise UsageError(
+            f"{what}: {ours} in process 0 and {theirs} in process {rank}; every process takes part "
+            "in a checkpoint, and the first one writes: pass the same in all"
+        )
 
 
 def refuse_unshared(group: Group, objective: Objective) -> None:
@@ -132,16 +121,11 @@ def share_optimizer(group: Group, stepper: Stepper) -> None:
     if group.alone:
         return
     about, state = _about_optimizer(stepper)
-    told = group.gathered(about)
-    for rank, theirs in enumerate(told):
-        for what, value in told[0].items():
-            if theirs.get(what) != value:
-                raise UsageError(
-                    f"{what}: {_shown(value)} in process 0 and {_shown(theirs.get(what))} in "
-                    f"process {rank}; "
-                    "expected the same optimizer and options, and the same steps so far, in every "
-                    "process"
-                )
+    for what, ours, theirs, rank in _differences(group.gathered(about)):
+        raise UsageError(
+            f"{what}: {_shown(ours)} in process 0 and {_shown(theirs)} in process {rank}; expected "
+            "the same optimizer and options, and the same steps so far, in every process"
+        )
     group.copy_first(state)
 
 
@@ -188,17 +172,16 @@ def _about(batches: Batches | None) -> dict[str, Any]:
     found["the number of batches is"] = batches.num_batches
     if isinstance(whole, TensorBatches) and size:
         for row in sorted({0, size // 2, size - 1}):
-            found[f"the digest of row {row} is"] = _digest(whole.rows([row]))
+            found[f"the digest of row {row} is"] = digest_of_batch(whole.rows([row]))
     return found
 
 
-def _digest(row: Any) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in leaves_of(row).items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _differences(told: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any, Any, int]]:
+    """What another process has in another way: its name, both values, and which process."""
+    for rank, theirs in enumerate(told):
+        for what, ours in told[0].items():
+            if theirs.get(what) != ours:
+                yield what, ours, theirs.get(what), rank
 
 
 def _shown(value: Any) -> str:
@@ -221,7 +204,7 @@ def _about_optimizer(stepper: Stepper) -> tuple[dict[str, Any], list[Tensor]]:
             state += [value] if tensor else []
             kinds.append(f"{key} {tuple(value.shape) if tensor else _plain(value)}")
     found["entries of the optimizer's state"] = len(kinds)
-    found["the optimizer's state"] = hashlib.sha256("\n".join(kinds).encode()).hexdigest()
+    found["the optimizer's state"] = digest_of(*kinds)
     return found, state
 
 

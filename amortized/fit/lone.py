@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from amortized.errors import CheckWarning, NonFiniteError
 from amortized.fit.alike import refuse_totals, refuse_unshared, share_optimizer
 from amortized.fit.data import batch_length
+from amortized.fit.digests import digest_of
 from amortized.fit.distributed import Group, current_group
 from amortized.fit.reduction import Reduction
 from amortized.fit.step import Stepper
@@ -62,7 +62,7 @@ def _started(stepper: Stepper, batch: Any, group: Group) -> Reduction:
     reduction = Reduction(group)
     reduction.start(stepper.part())
     share_optimizer(group, stepper)
-    streams = group.gathered(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
+    streams = group.gathered(digest_of(torch.get_rng_state()))
     if len(set(streams)) < group.size and group.writes:
         warnings.warn(
             f"some of the {group.size} processes draw the same noise: seed each with a number of "

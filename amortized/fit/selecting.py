@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Final, final
 
 from amortized.compare.candidates import FAILURES, Pair
@@ -16,9 +15,8 @@ from amortized.errors import AmortizedError, UsageError
 from amortized.estimators.choice import NAMES, estimator_of
 from amortized.fit.data import batch_length
 from amortized.fit.plan import Plan
-from amortized.fit.step import Stepper
+from amortized.fit.step import Stepper, sized
 from amortized.loss import VariationalLoss
-from amortized.programs.records import DataPlate
 from amortized.sites import escaped
 
 # When a training of known length chooses, as a share of its steps, and the share of its expected
@@ -115,7 +113,7 @@ class Selecting:
                 clock,
                 captured=stepper.compile != "off" and (total is None or total >= _CAPTURED),
                 warmup_steps=_WARMUP_STEPS,
-                data=_sized(self.plan.data, batch),
+                data=sized(self.plan.data, batch_length(batch)),
                 kl_weight=kl_weight,
                 # before the first step nothing is
                 learned=known.by_name() if step else {},
@@ -174,7 +172,3 @@ def adopt(stepper: Stepper, state: Mapping[str, Any]) -> None:
     if others:
         gone = estimators.switch({site: estimator_of(name) for site, name in others.items()})
         stepper.optimizer.forget(gone)
-
-
-def _sized(data: DataPlate, batch: Any) -> DataPlate:
-    return replace(data, rows=batch_length(batch))

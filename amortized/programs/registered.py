@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from amortized.errors import ProgramError
+from amortized.programs.leaves import leaves_under
 
 
 def refuse_unregistered(loss: Tensor, programs: Iterable[Any]) -> None:
@@ -44,19 +45,6 @@ def unregistered(loss: Tensor, programs: Iterable[Any]) -> list[str]:
     """
     modules = [program for program in programs if isinstance(program, nn.Module)]
     owned = {id(parameter) for module in modules for parameter in module.parameters()}
-    used = {id(leaf) for leaf in _leaves(loss)}
+    used = leaves_under(loss).keys()
     store = pyro.get_param_store().named_parameters()
     return sorted(name for name, leaf in store if id(leaf) in used - owned)
-
-
-def _leaves(loss: Tensor) -> list[Tensor]:
-    waiting, met, found = [loss.grad_fn], set(), []
-    while waiting:
-        node: Any = waiting.pop()
-        if node is None or node in met:
-            continue
-        met.add(node)
-        leaf = getattr(node, "variable", None)
-        found += [] if leaf is None else [leaf]
-        waiting += [after for after, _ in node.next_functions]
-    return found

@@ -6,7 +6,7 @@ import torch
 
 import amortized as am
 from amortized.checks.densities import density_findings, leaves_of_programs, log_density
-from amortized.checks.gradients import leaves_under
+from amortized.programs.leaves import leaves_under
 from amortized.programs.survey import Survey, survey_guide, survey_model
 
 

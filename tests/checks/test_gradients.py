@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from amortized.checks.gradients import (
     backward_finding,
     gradients_of,
-    leaves_under,
     moved,
     no_gradient_findings,
     non_finite_gradient_findings,
@@ -26,13 +25,6 @@ def leaf(value: float = 1.0) -> Tensor:
 def known(*names: str) -> Inventory:
     fitted = {name: leaf() for name in names}
     return Inventory(fitted, {name: name.split(".")[0] for name in names})
-
-
-def test_leaves_under_a_tensor() -> None:
-    a, b, c = leaf(), leaf(), leaf()
-    value = (a * 2).exp() + b.detach() + c.sum()
-    assert set(leaves_under(value)) == {id(a), id(c)}
-    assert leaves_under(torch.tensor(1.0)) == {} == leaves_under(None)
 
 
 def test_parameters_without_a_path_are_said_by_network() -> None:

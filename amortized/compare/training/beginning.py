@@ -14,10 +14,10 @@ from torch.nn.parameter import is_lazy
 
 from amortized.compare.training.identity import digest_of, made_of
 from amortized.fit.data import Batches, TensorBatches, as_batches
+from amortized.fit.digests import digest_of_batch
 from amortized.fit.optimizer import GroupedOptimizer, LearningRate, OptimizerFactory
 from amortized.fit.parameters import GROUPS
 from amortized.fit.svi import SVI
-from amortized.programs.batches import leaves_of
 from amortized.programs.modules import modules_of
 
 # of data in memory, in their order; of a loader it is one
@@ -77,10 +77,7 @@ def data_digest(data: Any, batch_size: int, first: Any) -> str:
 
 def batch_digest(batch: Any) -> str:
     """Of the tensors of a batch, by name."""
-    found: list[Any] = []
-    for name, tensor in leaves_of(batch).items():
-        found += [name, tensor]
-    return digest_of(*found)
+    return digest_of(digest_of_batch(batch))
 
 
 def optimizer_of(factory: OptimizerFactory, lr: LearningRate) -> Any:

@@ -6,7 +6,6 @@ with the shapes of their parameters, whose values need not be drawn alike. Libra
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -20,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from amortized.fit import digests
 
 _PLAIN: Final = (bool, int, float, str, type(None))
 _NAMED: Final = (torch.dtype, torch.device, torch.layout, torch.Size, complex, bytes)
@@ -43,23 +44,12 @@ def made_of(value: Any) -> Any:
 
 
 def digest_of(*parts: Any) -> str:
-    """Of texts, numbers, and tensors with their bits.
+    """As `amortized.fit.digests.digest_of`, cut to what a person can compare.
 
     >>> digest_of(torch.zeros(2)) == digest_of(torch.zeros(2)) != digest_of(torch.zeros(3))
     True
     """
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            found.update(f"{part.dtype}{part.shape}".encode())
-            found.update(part.tobytes())
-        elif isinstance(part, Tensor):
-            value = part.detach().cpu().contiguous()
-            found.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            found.update(f"{part!r};".encode())
-    return found.hexdigest()[:_LENGTH]
+    return digests.digest_of(*parts)[:_LENGTH]
 
 
 def difference(then: Any, now: Any, name: str) -> tuple[str, Any, Any] | None:
